@@ -1,0 +1,19 @@
+"""What one operator costs, in terms that hold on every device: its kind, its arithmetic, the bytes that it moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["OP_KINDS", "OpWork"]
+
+# Kinds whose speed differs between devices by more than their FLOPs and bytes explain.
+OP_KINDS = ("conv", "depthwise", "matmul", "norm", "pool", "elementwise", "reduce", "copy", "random", "optimizer")
+
+
+@dataclass(frozen=True)
+class OpWork:
+    """One operator call. `flops` counts a multiply-add as two; `moved_bytes` is read plus written once each."""
+
+    kind: str
+    flops: float
+    moved_bytes: int

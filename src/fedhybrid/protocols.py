@@ -1,0 +1,181 @@
+"""The seams between the floors: what an optimizer, a policy, a method, a driver must offer.
+
+Each is small enough to be said in one sentence, holds no hidden state, and is written down here, below everything that
+uses it, so that two floors can share it without importing each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from fedhybrid.records import Candidates, ClientTask, IntArray, LocalWork, Outcome, TaskEvent, Update
+from fedhybrid.tree import Tensors
+
+__all__ = ["ClientRuntime", "Driver", "Method", "Optimizer", "Policy", "PolicyState", "RoundPlan", "ServerState"]
+
+PolicyState = dict[str, Any]  # JSON only, so that a run can be resumed
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    """The rule that turns one gradient into one in-place parameter update.
+
+    The engine calls `update` inside the step, right after the gradient is ready and the parameter has been read for
+    the last time. All state is in the tensors of `init_state` and the count of steps, both of which the engine keeps.
+    """
+
+    @property
+    def lr(self) -> float:
+        """Learning rate to start with; `TrainStep.set_lr` changes it without a new capture."""
+        ...
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the state tensors, each of the parameter's shape and dtype."""
+        ...
+
+    def init_state(self, param: Tensor) -> dict[str, Tensor]:
+        """Fresh state of one parameter."""
+        ...
+
+    def update(
+        self, name: str, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], *, step: int, lr: float, owned: bool
+    ) -> None:
+        """Updates `param` and `state` in place.
+
+        Args:
+            name: The parameter's name in its model (parameter groups go by name).
+            param: Any shape.
+            grad: Same shape as `param`.
+            state: What `init_state` gave, as later calls left it.
+            step: 1 at the first call for this parameter.
+            lr: The current learning rate.
+            owned: True when nothing else reads the gradient's memory, so that it may be overwritten.
+        """
+        ...
+
+
+class Policy(Protocol):
+    """Chooses each round's cohort among the candidates; its state goes in and comes out."""
+
+    def init(self) -> PolicyState:
+        """The state before the first round."""
+        ...
+
+    def select(
+        self, candidates: Candidates, count: int, state: PolicyState, *, round_index: int, seed: int
+    ) -> tuple[IntArray, PolicyState]:
+        """At most `count` distinct client numbers (fewer when fewer are fit), and the new state."""
+        ...
+
+    def observe(self, outcomes: Sequence[Outcome], state: PolicyState) -> PolicyState:
+        """The state after the round's outcomes are known."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerState:
+    """What the server knows between rounds: the global model, and named tensors of the method's own."""
+
+    weights: Tensors
+    extra: Tensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundPlan:
+    """What a method's `assign` is given: who takes part, with which plan, and how much local work.
+
+    `plans` maps each client of the cohort to the name of its plan, or None for the unplanned step.
+    """
+
+    round_index: int
+    cohort: tuple[int, ...]
+    plans: Mapping[int, str | None]
+    work: LocalWork
+    run_seed: int
+
+
+class ClientRuntime(Protocol):
+    """The client's side of a task: its data and one compiled training step that stays inside its budget."""
+
+    @property
+    def num_samples(self) -> int:
+        """Training samples on this client."""
+        ...
+
+    def load(self, weights: Tensors) -> None:
+        """Sets the model to `weights` and the optimizer to its fresh state."""
+        ...
+
+    def batches(self, work: LocalWork, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Shuffled batches of exactly `work.batch_size` samples, anew each epoch."""
+        ...
+
+    def step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """One training step in place; returns the mean loss (scalar) and the loss of each sample (shape: batch)."""
+        ...
+
+    def weights(self) -> Tensors:
+        """A copy of the model as it is now."""
+        ...
+
+    @property
+    def measured_peak_bytes(self) -> int:
+        """Peak of one real step of this program by the allocator's events, resident bytes included."""
+        ...
+
+
+class Method(Protocol):
+    """One published system: four verbs (`init`, `assign`, `train`, `aggregate`) and two facts about its steps."""
+
+    @property
+    def plans(self) -> bool:
+        """Whether each client gets an execution plan for its budget; else only the unplanned step can run."""
+        ...
+
+    def optimizer(self, base: Optimizer) -> Optimizer:
+        """The clients' optimizer, made from the configured one."""
+        ...
+
+    def init(self, weights: Tensors) -> ServerState:
+        """The server before the first round."""
+        ...
+
+    def assign(self, server: ServerState, plan: RoundPlan) -> list[ClientTask]:
+        """One task for each client of the cohort."""
+        ...
+
+    def train(self, task: ClientTask, client: ClientRuntime) -> Update:
+        """The client's side: a function of the task and the client's data alone."""
+        ...
+
+    def aggregate(self, server: ServerState, updates: Sequence[Update]) -> ServerState:
+        """The server after the round; `updates` are in order of client number and not empty."""
+        ...
+
+
+class Driver(Protocol):
+    """Runs tasks on clients, on a virtual or a real clock.
+
+    Synchronous round: submit k, take events until k are back. Asynchronous: take one event, submit one task.
+    """
+
+    def clients(self) -> IntArray:
+        """Numbers of the clients that can be given a task now, ascending."""
+        ...
+
+    def submit(self, client: int, task: ClientTask) -> int:
+        """Sends a task; returns its ticket."""
+        ...
+
+    def next_event(self, timeout_s: float | None = None) -> TaskEvent | None:
+        """The next task to end, in the clock's order (ties by ticket); None when none ends within `timeout_s`."""
+        ...
+
+    def now(self) -> float:
+        """The clock, in seconds since the run began."""
+        ...
