@@ -38,6 +38,11 @@ class Optimizer(Protocol):
         """Names of the state tensors, each of the parameter's shape and dtype."""
         ...
 
+    @property
+    def eager_scratch_tensors(self) -> int:
+        """Parameter-sized temporaries that torch.optim's for-loop implementation of this rule holds at once."""
+        ...
+
     def init_state(self, param: Tensor) -> dict[str, Tensor]:
         """Fresh state of one parameter."""
         ...

@@ -68,7 +68,7 @@ class Candidates:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalWork:
-    """How much a client trains. `last_batch`: "wrap" fills it up with the first samples again, "drop" skips it."""
+    """How much a client trains. `last_batch`: "wrap" fills it up from one more shuffle, "drop" skips it."""
 
     epochs: int
     batch_size: int
@@ -139,13 +139,14 @@ class Outcome:
 @dataclass(frozen=True, kw_only=True)
 class RoundRecord:
     """One line of `rounds.jsonl`. `virtual_time_s` is the clock at the round's end; `wall_time_s` is real and differs
-    from run to run, everything else is reproducible. Accuracies are ratios (0 to 1), measured on the test set.
+    from run to run (seconds since the run began, stops left out), everything else is reproducible. Accuracies are
+    ratios (0 to 1), measured on the test set; `loss` is None where it is not a finite number.
     """
 
     round: int
     virtual_time_s: float
     accuracy: float
-    loss: float
+    loss: float | None
     train_loss: float | None
     cohort: list[int]
     completed: int

@@ -1,0 +1,51 @@
+# The gate and the demo. Everything runs in .venv, which `make setup` makes once and again when the pins change.
+#
+#   make demo       train the quickstart federation and say where its report lies (fresh each time)
+#   make test       the fast tests
+#   make test-all   the slow ones too
+#   make check      format, lint, types, import floors, doctests
+#   make clean      remove .venv, caches and the demo's output
+#
+# PYTHON=python3.12 picks another interpreter for .venv; PIP_FLAGS="..." goes to every pip install, for example the
+# index that holds torch's CPU build.
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+DEMO := runs/quickstart
+
+.PHONY: setup demo test test-all check clean
+
+setup: $(INSTALLED)
+
+# torch goes first, alone, so that no other requirement can choose a different build of it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	rm -rf $(DEMO)
+	$(BIN)/fedhybrid run recipes/quickstart.toml --out $(DEMO)
+	@echo "Open $(CURDIR)/$(DEMO)/report.html in a browser."
+
+test: setup
+	$(BIN)/pytest -q
+
+test-all: setup
+	$(BIN)/pytest -q -m 'slow or not slow'
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q --doctest-modules src
+
+clean:
+	rm -rf .venv $(DEMO) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,118 @@
+"""How `fedhybrid plan` answers: a table, a JSON object, or files."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from fedhybrid.cli.output import notes, print_json, results
+from fedhybrid.cli.planning import Planned
+from fedhybrid.errors import ConfigError
+from fedhybrid.report import RunRecords
+from fedhybrid.report.figures import FIGURES, LIGHT, themed
+from fedhybrid.units import format_bytes, format_seconds
+
+__all__ = ["as_object", "show"]
+
+
+def show(planned: Planned, *, as_json: bool, out: Path | None) -> None:
+    """Prints the answer, and writes the plan and its picture where `out` says."""
+    if out is not None:
+        _write(planned, out)
+    if as_json:
+        print_json(as_object(planned))
+    else:
+        results().print(_table(planned))
+
+
+def as_object(planned: Planned) -> dict[str, Any]:
+    """The answer as a JSON object; measured figures only where a step was measured."""
+    plan, measured = planned.plan, planned.measurement
+    answer: dict[str, Any] = {
+        "model": planned.title,
+        "resident_bytes": plan.resident_bytes,
+        "eager_peak_bytes": plan.eager_peak_bytes,
+        "keep_all_peak_bytes": plan.keep_all_peak_bytes,
+        "budget_bytes": plan.budget_bytes,
+        "peak_bytes": plan.peak_bytes,
+        "predicted_step_time_s": plan.step_time_s,
+        "extra_time_s": plan.extra_time_s,
+        "bound_extra_time_s": plan.bound_extra_time_s,
+        "gradient_error": plan.gradient_error,
+        "solver": plan.solver,
+        "decisions": action_counts(planned),
+        "fingerprint": plan.fingerprint,
+        "threads": plan.threads,
+    }
+    if measured is not None:
+        answer |= {
+            "mode": planned.mode,
+            "measured_peak_bytes": measured.peak_bytes,
+            "measured_eager_peak_bytes": measured.eager_peak_bytes,
+            "step_time_s": measured.step_time_s,
+            "eager_step_time_s": measured.eager_step_time_s,
+            "time_ratio": measured.time_ratio,
+            "measured_gradient_error": measured.gradient_error,
+            "bit_identical": measured.bit_identical,
+        }
+    return answer
+
+
+def action_counts(planned: Planned) -> dict[str, int]:
+    """How many tensors each action is decided for."""
+    return dict(sorted(Counter(str(decision.action) for decision in planned.plan.decisions).items()))
+
+
+def _table(planned: Planned) -> Table:
+    plan, measured = planned.plan, planned.measurement
+    table = Table(title=planned.title, title_justify="left", box=None, show_header=False, pad_edge=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    above_bytes = plan.eager_peak_bytes - plan.resident_bytes
+
+    def add_bytes(name: str, total_bytes: int) -> None:
+        table.add_row(name, format_bytes(total_bytes), f"{(total_bytes - plan.resident_bytes) / above_bytes:.1%}")
+
+    table.add_row("resident", format_bytes(plan.resident_bytes), "parameters, buffers, optimizer state, batch")
+    eager_share = "100.0%: every per cent here is of eager's peak above resident"
+    table.add_row("eager peak", format_bytes(plan.eager_peak_bytes), eager_share)
+    add_bytes("keep-all peak", plan.keep_all_peak_bytes)
+    if plan.budget_bytes is not None:
+        add_bytes("budget", plan.budget_bytes)
+    add_bytes("planned peak", plan.peak_bytes)
+    if measured is not None:
+        add_bytes("measured peak", measured.peak_bytes)
+        add_bytes("measured eager peak", measured.eager_peak_bytes)
+    table.add_row(
+        "predicted extra time", format_seconds(plan.extra_time_s), f"of {format_seconds(plan.step_time_s)} a step"
+    )
+    if measured is not None:
+        both = f"{format_seconds(measured.step_time_s)} a step, eager {format_seconds(measured.eager_step_time_s)}"
+        table.add_row("time ratio", f"{measured.time_ratio:.2f}", f"measured: {both}")
+        same = "yes" if measured.bit_identical else "no"
+        table.add_row("bit-identical", same, f"to eager; mode {planned.mode}, {plan.threads} thread(s)")
+    counts = ", ".join(f"{action} {count}" for action, count in action_counts(planned).items())
+    table.add_row("decisions", counts or "none", f"solver {plan.solver}, gradient error {plan.gradient_error:g}")
+    return table
+
+
+def _write(planned: Planned, out: Path) -> None:
+    text = planned.plan.to_json()
+    # The figure is the report's: to it this is a run with one plan and no task yet.
+    name = planned.plan.solver
+    alone = RunRecords(folder=out, rounds=(), clients=(), summary=None, plans={name: json.loads(text)}, config={})
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "plan.json").write_text(text + "\n")
+        with themed(LIGHT):
+            figure = FIGURES["timeline"].draw({planned.title: alone}, LIGHT)
+            if figure is not None:  # a step in eager mode has no timeline
+                figure.savefig(out / "timeline.png")
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error})") from error
+    notes().print(f"plan.json and timeline.png are in {out}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,30 @@
+# ruff: noqa: PLC0415 - imports wait until their command runs, so that --help answers at once
+"""`fedhybrid report`: writes the report of a run's folder again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedhybrid.cli.output import notes, results, stage
+
+__all__ = ["report"]
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, or of a comparison's runs.")],
+) -> None:
+    """Write report.html and figures/ from the records of a finished run, and print where the report lies.
+
+    The report is one file with its pictures inside; it opens from disk, without a server.
+
+    Examples:
+      fedhybrid report runs/quickstart
+    """
+    from fedhybrid.report import write_report
+
+    with stage(notes(), "drawing the report"):
+        path = write_report(folder)
+    results().print(str(path), markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,36 @@
+"""Device profiles by name, each a TOML file with its sources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedhybrid.devices.profile import DeviceProfile, KindRate, read_profile
+from fedhybrid.registry import lookup
+
+__all__ = ["DEVICES", "DeviceProfile", "KindRate", "load_profile"]
+
+_PROFILES = Path(__file__).parent / "profiles"
+
+DEVICES: dict[str, Path] = {
+    "jetson-nano": _PROFILES / "jetson-nano.toml",
+    "laptop": _PROFILES / "laptop.toml",
+    "phone-high-end": _PROFILES / "phone-high-end.toml",
+    "phone-mid-range": _PROFILES / "phone-mid-range.toml",
+    "raspberry-pi-4": _PROFILES / "raspberry-pi-4.toml",
+    "raspberry-pi-5": _PROFILES / "raspberry-pi-5.toml",
+}
+
+
+def load_profile(name_or_path: str | Path) -> DeviceProfile:
+    """The profile of a row of `DEVICES`, or of one's own TOML file.
+
+    Raises:
+        ConfigError: Neither a name nor a readable profile.
+
+    >>> load_profile("raspberry-pi-4").memory_bytes == 4 * 2**30
+    True
+    """
+    text = str(name_or_path)
+    if isinstance(name_or_path, Path) or text.endswith(".toml"):
+        return read_profile(Path(name_or_path))
+    return read_profile(lookup("device", DEVICES, text))

@@ -1,0 +1,149 @@
+"""What a device can do: memory, seconds per operator kind, bandwidth.
+
+A profile is a TOML file. Per operator kind it needs how fast the device computes and moves memory, either directly
+(`[kinds.conv]`, measured rates) or as a share of the device's peaks (`[peak]` and `[efficiency_ratio]`); a direct entry
+wins. Every file says in `sources` where each figure comes from.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedhybrid.errors import ConfigError
+from fedhybrid.opwork import OP_KINDS, OpWork
+
+__all__ = ["DeviceProfile", "KindRate", "read_profile"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindRate:
+    """How fast a device runs one kind of operator."""
+
+    flops_per_s: float
+    bytes_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceProfile:
+    """One kind of device.
+
+    Attributes:
+        name: Short name, as in `DEVICES`.
+        title: For reports.
+        sources: Where each figure comes from, in words with links.
+        memory_bytes: All memory that the device has.
+        kinds: Rates for each of `opwork.OP_KINDS`.
+        op_overhead_s: Seconds that any operator costs however little it does.
+        uplink_bytes_per_s: To the server.
+        downlink_bytes_per_s: From the server.
+    """
+
+    name: str
+    title: str
+    sources: tuple[str, ...]
+    memory_bytes: int
+    kinds: Mapping[str, KindRate]
+    op_overhead_s: float
+    uplink_bytes_per_s: float
+    downlink_bytes_per_s: float
+
+    def op_time_s(self, work: OpWork) -> float:
+        """Seconds for one operator: overhead plus the larger of compute time and memory time.
+
+        Source: S. Williams, A. Waterman, D. Patterson, "Roofline", CACM 2009, for the larger of the two.
+        """
+        rate = self.kinds[work.kind]
+        return self.op_overhead_s + max(work.flops / rate.flops_per_s, work.moved_bytes / rate.bytes_per_s)
+
+
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Ratio = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Rates(_Table):
+    flops_per_s: _Positive
+    bytes_per_s: _Positive
+
+
+class _Shares(_Table):
+    flops: _Ratio
+    bytes: _Ratio
+
+
+class _File(_Table):
+    name: str = Field(min_length=1)
+    title: str = Field(min_length=1)
+    sources: list[str] = Field(min_length=1)
+    memory_bytes: int = Field(gt=0)
+    op_overhead_s: float = Field(ge=0, allow_inf_nan=False)
+    uplink_bytes_per_s: _Positive
+    downlink_bytes_per_s: _Positive
+    peak: _Rates | None = None
+    efficiency_ratio: dict[str, _Shares] = Field(default_factory=dict)
+    kinds: dict[str, _Rates] = Field(default_factory=dict)
+
+
+def read_profile(path: Path) -> DeviceProfile:
+    """The profile in a TOML file.
+
+    Raises:
+        ConfigError: No such file, no TOML, unknown or missing keys, or figures outside their range; all at once.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        file = _File.model_validate(table)
+    except OSError as error:
+        raise ConfigError(f"device profile {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"device profile {path} is not TOML: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(
+            [
+                f"device profile {path}: {'.'.join(str(part) for part in found['loc'])}: {found['msg']}, "
+                f"got {found['input']!r}"
+                for found in error.errors()
+            ]
+        ) from error
+    return DeviceProfile(
+        name=file.name,
+        title=file.title,
+        sources=tuple(file.sources),
+        memory_bytes=file.memory_bytes,
+        kinds=_rates(file, path),
+        op_overhead_s=file.op_overhead_s,
+        uplink_bytes_per_s=file.uplink_bytes_per_s,
+        downlink_bytes_per_s=file.downlink_bytes_per_s,
+    )
+
+
+def _rates(file: _File, path: Path) -> dict[str, KindRate]:
+    """One rate for each kind of operator."""
+    problems = [
+        f"device profile {path}: unknown operator kind {kind!r}. Known: {', '.join(OP_KINDS)}."
+        for kind in sorted((file.kinds.keys() | file.efficiency_ratio.keys()) - set(OP_KINDS))
+    ]
+    rates: dict[str, KindRate] = {}
+    for kind in OP_KINDS:
+        if kind in file.kinds:
+            direct = file.kinds[kind]
+            rates[kind] = KindRate(flops_per_s=direct.flops_per_s, bytes_per_s=direct.bytes_per_s)
+        elif file.peak is not None and kind in file.efficiency_ratio:
+            share = file.efficiency_ratio[kind]
+            rates[kind] = KindRate(
+                flops_per_s=file.peak.flops_per_s * share.flops, bytes_per_s=file.peak.bytes_per_s * share.bytes
+            )
+        else:
+            problems.append(f"device profile {path}: needs [kinds.{kind}], or [peak] and efficiency_ratio.{kind}")
+    if problems:
+        raise ConfigError(problems)
+    return rates

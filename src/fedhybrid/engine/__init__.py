@@ -1,0 +1,22 @@
+"""The federation at work: rounds on a virtual clock, plans per device, records, and going on after a stop."""
+
+from __future__ import annotations
+
+from fedhybrid.engine.federation import Federation, RunNames
+from fedhybrid.engine.folder import RunFolder, claim_folder
+from fedhybrid.engine.loop import run_federation
+from fedhybrid.engine.plans import PlanBook
+from fedhybrid.engine.progress import Progress, Quiet
+from fedhybrid.engine.summary import process_resident_bytes
+
+__all__ = [
+    "Federation",
+    "PlanBook",
+    "Progress",
+    "Quiet",
+    "RunFolder",
+    "RunNames",
+    "claim_folder",
+    "process_resident_bytes",
+    "run_federation",
+]

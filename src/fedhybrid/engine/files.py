@@ -1,0 +1,42 @@
+"""Writing so that a process killed at any moment leaves either the old file or the new one, never half of one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["TEMPORARY_SUFFIX", "append_durably", "truncate_to", "write_atomically"]
+
+TEMPORARY_SUFFIX = ".tmp"  # files of this ending are left-overs of a killed process and mean nothing
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Replaces the file at `path` by `content`, which is on disk when this returns."""
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    with temporary.open("wb") as out:
+        out.write(content.encode() if isinstance(content, str) else content)
+        out.flush()
+        os.fsync(out.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too
+    finally:
+        os.close(folder)
+
+
+def append_durably(path: Path, lines: list[str]) -> int:
+    """Adds lines to a text file; they are on disk when this returns the file's new length in bytes."""
+    with path.open("ab") as out:
+        out.write("".join(line + "\n" for line in lines).encode())
+        out.flush()
+        os.fsync(out.fileno())
+        return out.tell()
+
+
+def truncate_to(path: Path, length_bytes: int) -> bool:
+    """Cuts a file to its first `length_bytes`; False if it is shorter than that (a missing file has length 0)."""
+    found_bytes = path.stat().st_size if path.exists() else 0
+    if found_bytes > length_bytes:
+        os.truncate(path, length_bytes)
+    return found_bytes >= length_bytes

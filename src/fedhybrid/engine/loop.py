@@ -1,0 +1,98 @@
+"""The front door: a federation, round after round, safe against being killed at any moment.
+
+candidates -> policy.select -> method.assign -> driver -> method.aggregate -> evaluate -> records -> checkpoint
+"""
+
+from __future__ import annotations
+
+import time
+
+from fedhybrid.engine.checkpoint import Checkpoint
+from fedhybrid.engine.federation import Federation
+from fedhybrid.engine.folder import RunFolder
+from fedhybrid.engine.progress import Progress
+from fedhybrid.engine.rounds import play_round
+from fedhybrid.engine.runtime import one_thread
+from fedhybrid.engine.summary import summarise
+from fedhybrid.engine.world import assemble
+from fedhybrid.records import Summary
+from fedhybrid.tree import tensors_of
+
+__all__ = ["run_federation"]
+
+
+def run_federation(
+    job: Federation, folder: RunFolder, progress: Progress, *, label: str = "", runtime_bytes: int
+) -> Summary:
+    """Plays the rounds that are left, and stores records, plans, model and summary in the folder.
+
+    A run that was stopped in the folder goes on after its last complete round, and ends as if it had not been stopped.
+
+    Args:
+        job: What to run.
+        folder: Where to.
+        progress: Is told what happens.
+        label: Names the run towards `progress`.
+        runtime_bytes: Memory of the process before `job` was built; only for the summary.
+
+    Raises:
+        ConfigError: Another process writes into the folder, or its files do not belong together.
+        CaptureError: The model's step cannot be captured.
+    """
+    began_s = time.perf_counter()
+    with one_thread(), folder.locked():
+        state = folder.restore() or _start(job)
+        wall_before_s = state.wall_time_s
+
+        def wall_time_s() -> float:
+            return wall_before_s + time.perf_counter() - began_s
+
+        progress.on_start(label, first_round=state.next_round, rounds=job.rounds)
+        progress.on_stage(label, "capturing the training step, planning for each device")
+        world = assemble(job, folder, now_s=state.now_s)
+        for round_index in range(state.next_round, job.rounds):
+            played = play_round(
+                job,
+                world,
+                state.server,
+                state.policy,
+                round_index=round_index,
+                wall_time_s=wall_time_s,
+                on_task=lambda record: progress.on_task(label, record),
+            )
+            rounds_length_bytes, clients_length_bytes = folder.append(played.record, played.clients)
+            state = Checkpoint(
+                next_round=round_index + 1,
+                now_s=world.driver.now(),
+                wall_time_s=played.record.wall_time_s,
+                rounds_length_bytes=rounds_length_bytes,
+                clients_length_bytes=clients_length_bytes,
+                policy=played.policy,
+                server=played.server,
+            )
+            folder.store(state)
+            progress.on_round(label, played.record)
+        summary = summarise(
+            job,
+            folder.rounds(),
+            folder.clients(),
+            resident_bytes=world.book.resident_bytes,
+            eager_peak_bytes=world.book.eager_peak_bytes,
+            runtime_bytes=runtime_bytes,
+        )
+        folder.finish(state.server.weights, summary)
+    progress.on_end(label, summary)
+    return summary
+
+
+def _start(job: Federation) -> Checkpoint:
+    """The state before the first round."""
+    return Checkpoint(
+        next_round=0,
+        now_s=0.0,
+        wall_time_s=0.0,
+        rounds_length_bytes=0,
+        clients_length_bytes=0,
+        policy=job.policy.init(),
+        server=job.method.init(tensors_of(job.model)),
+    )

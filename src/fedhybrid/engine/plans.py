@@ -1,0 +1,147 @@
+"""The run's plan book: one captured step, priced for each device, planned once for each budget that occurs.
+
+Plan costs come from the device profiles, never from this machine's clock, so the same recipe gives the same plans
+everywhere. Each plan is a file of the run's folder and is read from there when the run goes on after a stop.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from fedhybrid.devices import DeviceProfile
+from fedhybrid.engine.files import write_atomically
+from fedhybrid.errors import InfeasibleBudgetError, PlanMismatchError
+from fedhybrid.executor import PreparedStep
+from fedhybrid.planner import Plan
+
+__all__ = ["PlanBook", "bucket_bytes", "bucket_name"]
+
+_BUCKETS = 256  # rounding down costs a budget at most 1/256 of the eager peak, and a fleet needs few plans
+
+
+def bucket_bytes(budget_bytes: int, *, eager_peak_bytes: int) -> int:
+    """The budget rounded down to a multiple of the power of two below 1/256 of the eager peak, at least 1 KiB.
+
+    >>> bucket_bytes(10_000_000, eager_peak_bytes=64 * 2**20)
+    9961472
+    """
+    width = max(1024, 1 << max(0, (eager_peak_bytes // _BUCKETS).bit_length() - 1))
+    return budget_bytes // width * width
+
+
+def bucket_name(rounded_bytes: int) -> str:
+    """The bucket in MiB; different buckets have different names.
+
+    >>> bucket_name(9961472), bucket_name(1024 * 1025)
+    ('9.5MiB', '1.001MiB')
+    """
+    return f"{rounded_bytes / 2**20:.4f}".rstrip("0").rstrip(".") + "MiB"
+
+
+class PlanBook:
+    """Says what each client runs and what that costs; a plan is solved when it is first asked for.
+
+    Plans are called `<device>-<bucket>`, `<device>-keep-all` (the budget holds the whole program without a decision)
+    or `<device>-smallest` (the budget holds the smallest plan, its bucket does not).
+
+    Attributes:
+        enabled: Whether clients get plans at all; if not, everything runs the unplanned step.
+        resident_bytes: Parameters, buffers, optimizer state and batch.
+        eager_peak_bytes: Peak of the unplanned step in PyTorch (M_G in the paper).
+        smallest_bytes: The smallest peak that a client can run the step in (M_min in the paper).
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedStep,
+        devices: Mapping[str, DeviceProfile],
+        folder: Path,
+        *,
+        enabled: bool,
+        actions: tuple[str, ...],
+        solver: str,
+    ) -> None:
+        self._priced = {name: prepared.priced(device.op_time_s) for name, device in sorted(devices.items())}
+        self._folder, self._infeasible_file = folder / "plans", folder / "infeasible.json"
+        self._folder.mkdir(exist_ok=True)
+        self._actions, self._solver = actions, solver
+        self._plans: dict[str, Plan] = {}
+        self._infeasible: dict[str, int] = {}
+        if self._infeasible_file.is_file():
+            self._infeasible = json.loads(self._infeasible_file.read_text())
+        self._fingerprint = prepared.fingerprint
+        self._unplanned = {name: priced.keep_all() for name, priced in self._priced.items()}
+        self.enabled = enabled
+        self.resident_bytes, self.eager_peak_bytes = prepared.resident_bytes, prepared.eager_peak_bytes
+        self._keep_all_bytes = prepared.keep_all_peak_bytes
+        self.smallest_bytes = (
+            min(self._smallest(device)[1].peak_bytes for device in self._priced) if enabled else self.eager_peak_bytes
+        )
+
+    def choose(self, device: str, budget_bytes: int) -> str | None:
+        """The name of the plan for this device and budget; None for the unplanned step, also where no plan fits."""
+        if not self.enabled:
+            return None
+        if budget_bytes >= self._keep_all_bytes:
+            return self._named(device, "keep-all", self._priced[device].keep_all)[0]
+        smallest_name, smallest = self._smallest(device)
+        if budget_bytes < smallest.peak_bytes:
+            return None
+        rounded = bucket_bytes(budget_bytes, eager_peak_bytes=self.eager_peak_bytes)
+        return self._solved(device, rounded) or smallest_name
+
+    def needed_bytes(self, plan: str | None) -> int:
+        """Memory that the plan needs; for the unplanned step what PyTorch needs without plans."""
+        return max(self.eager_peak_bytes, self._keep_all_bytes) if plan is None else self._plans[plan].peak_bytes
+
+    def program(self, device: str, plan: str | None) -> Plan:
+        """What runs: the plan of that name or, for None, the whole program without a decision.
+
+        That program computes what PyTorch's eager step does, bit by bit, in no more memory.
+        """
+        return self._unplanned[device] if plan is None else self._plans[plan]
+
+    def step_s(self, device: str, budget_bytes: int) -> float:
+        """Seconds of one step on this device within this budget; infinity where the step does not fit."""
+        plan = self.choose(device, budget_bytes)
+        return self.program(device, plan).step_time_s if budget_bytes >= self.needed_bytes(plan) else math.inf
+
+    def kernel_s(self, device: str) -> float:
+        """Sum over the step's distinct operators of their seconds on this device."""
+        return self._priced[device].kernel_s
+
+    def _smallest(self, device: str) -> tuple[str, Plan]:
+        return self._named(device, "smallest", self._priced[device].smallest)
+
+    def _solved(self, device: str, rounded_bytes: int) -> str | None:
+        name = f"{device}-{bucket_name(rounded_bytes)}"
+        if name in self._infeasible:
+            return None
+
+        def solve() -> Plan:
+            return self._priced[device].plan(rounded_bytes, actions=self._actions, solver=self._solver)
+
+        try:
+            return self._named(device, bucket_name(rounded_bytes), solve)[0]
+        except InfeasibleBudgetError as error:
+            self._infeasible[name] = error.needed_bytes
+            write_atomically(self._infeasible_file, json.dumps(self._infeasible, indent=2, sort_keys=True) + "\n")
+            return None
+
+    def _named(self, device: str, which: str, solve: Callable[[], Plan]) -> tuple[str, Plan]:
+        """The plan from memory, else from the run's folder, else solved and stored there."""
+        name = f"{device}-{which}"
+        if name not in self._plans:
+            path = self._folder / f"{name}.json"
+            if path.is_file():
+                plan = Plan.from_json(path.read_text())
+                if plan.fingerprint != self._fingerprint:
+                    raise PlanMismatchError(expected=self._fingerprint, found=plan.fingerprint)
+            else:
+                plan = solve()
+                write_atomically(path, plan.to_json())
+            self._plans[name] = plan
+        return name, self._plans[name]

@@ -1,0 +1,111 @@
+"""`summary.json`, computed from a run's records."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedhybrid.engine.federation import Federation
+from fedhybrid.fleet import Tier
+from fedhybrid.records import ClientRecord, RoundRecord, Summary
+
+__all__ = [
+    "COMPLETED",
+    "budget_violations",
+    "failure_counts",
+    "participation",
+    "process_resident_bytes",
+    "summarise",
+    "time_to_accuracy_s",
+]
+
+COMPLETED = "completed"  # `ClientRecord.outcome` of a task that came back with an update
+_TARGETS_PERCENT = range(50, 100, 5)
+
+
+def summarise(
+    job: Federation,
+    rounds: Sequence[RoundRecord],
+    clients: Sequence[ClientRecord],
+    *,
+    resident_bytes: int,
+    eager_peak_bytes: int,
+    runtime_bytes: int,
+) -> Summary:
+    """The summary of a run with at least one round."""
+    last = rounds[-1]
+    return Summary(
+        method=job.names.method,
+        policy=job.names.policy,
+        dataset=job.dataset.name,
+        model=job.names.model,
+        seed=job.seed,
+        rounds=len(rounds),
+        clients=len(job.shards),
+        final_accuracy=last.accuracy,
+        best_accuracy=max(record.accuracy for record in rounds),
+        virtual_time_s=last.virtual_time_s,
+        wall_time_s=last.wall_time_s,
+        time_to_accuracy_s=time_to_accuracy_s(rounds),
+        bytes_up=sum(record.bytes_up for record in rounds),
+        bytes_down=sum(record.bytes_down for record in rounds),
+        participation=participation(job.fleet.tiers, clients),
+        budget_violations=budget_violations(clients),
+        failures=failure_counts(clients),
+        resident_bytes=resident_bytes,
+        eager_peak_bytes=eager_peak_bytes,
+        runtime_bytes=runtime_bytes,
+    )
+
+
+def time_to_accuracy_s(rounds: Sequence[RoundRecord]) -> dict[str, float | None]:
+    """Virtual time at the end of the first round that reaches each target; None where none does."""
+    return {
+        f"{percent / 100:.2f}": next((r.virtual_time_s for r in rounds if r.accuracy >= percent / 100), None)
+        for percent in _TARGETS_PERCENT
+    }
+
+
+def participation(tiers: Sequence[Tier], clients: Sequence[ClientRecord]) -> dict[str, dict[str, int]]:
+    """For each tier its clients, how many of them completed a task, and tasks completed and failed."""
+    table = {}
+    for tier in tiers:
+        tasks = [record for record in clients if record.tier == tier.name]
+        completed = [record.client for record in tasks if record.outcome == COMPLETED]
+        table[tier.name] = {
+            "clients": tier.clients,
+            "reached": len(set(completed)),
+            "tasks": len(completed),
+            "failed": len(tasks) - len(completed),
+        }
+    return table
+
+
+def budget_violations(clients: Sequence[ClientRecord]) -> int:
+    """Tasks whose measured peak exceeds their budget."""
+    return sum(r.measured_peak_bytes is not None and r.measured_peak_bytes > r.budget_bytes for r in clients)
+
+
+def failure_counts(clients: Sequence[ClientRecord]) -> dict[str, int]:
+    """How many tasks ended in each kind of failure."""
+    counts = Counter(record.outcome for record in clients if record.outcome != COMPLETED)
+    return dict(sorted(counts.items()))
+
+
+def process_resident_bytes() -> int:
+    """Physical memory that this process occupies now, shared libraries included.
+
+    Asked before the model and the data are there, it is what the interpreter, torch and the other libraries take, and
+    no budget counts (libraries that are loaded later are missed). Where the system does not tell the present size (no
+    /proc), it is the largest size so far.
+    """
+    statm = Path("/proc/self/statm")
+    if statm.is_file():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    import resource  # noqa: PLC0415 - not on every system
+
+    unit_bytes = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes

@@ -1,0 +1,187 @@
+"""Schedule -> one generated Python function: straight-line calls, each name deleted after its last use.
+
+The function's text can be read (`Program.source`): one line a call, `del` lines where memory ends. It takes the
+inputs as lists and calls `update(i, gradient)` where an optimizer step belongs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fedhybrid.graph import Op, Ref, Role, StepGraph, overload
+from fedhybrid.planner import Kind, Problem, Schedule, Step, Update, replay_form
+from fedhybrid.planner.problem import IN_PLACE_FORMS, in_place_arguments
+
+__all__ = ["Program", "lower"]
+
+StepFunction = Callable[[list[Tensor], list[Tensor], list[Tensor], Callable[[int, Tensor], None]], tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A generated step: `run(params, buffers, batch, update) -> (loss, aux)`, to be called under `torch.no_grad`."""
+
+    run: StepFunction
+    source: str
+
+
+def lower(problem: Problem, schedule: Schedule, updates: list[Update]) -> Program:
+    """Generates the program of a schedule."""
+    return _Lowering(problem, schedule, updates).program()
+
+
+class _Lowering:
+    def __init__(self, problem: Problem, schedule: Schedule, updates: list[Update]) -> None:
+        self.problem, self.schedule, self.updates = problem, schedule, updates
+        self.graph: StepGraph = problem.graph
+        self.lines: list[str] = []
+        self.names: dict[str, Any] = {}
+        self.functions: dict[int, str] = {}
+        self.producer = {v: op for op in self.graph.ops for v in op.outputs if v is not None}
+        self.instance_of: dict[int, int] = {}  # storage -> instance that the step at hand reads
+        self.value_name: dict[tuple[int, int], str] = {}  # (value, instance) -> variable; instance -1: resident
+        self.alive: dict[int, list[str]] = {}  # instance -> its variables
+        self.dying: dict[int, list[int]] = {}
+        for instance, position in enumerate(schedule.last):
+            self.dying.setdefault(position, []).append(instance)
+
+    def program(self) -> Program:
+        self._name_inputs()
+        for position, step in enumerate(self.schedule.steps):
+            self.instance_of = {self.schedule.storage_of[i]: i for i in step.reads}
+            if step.kind is Kind.UPDATE:
+                grad = self._value(self.updates[step.call].grad)
+                self.lines.append(f"update({step.call}, {grad})")
+            else:
+                self._call(step)
+            self._delete(position)
+        self._return()
+        body = "\n    ".join(self.lines)
+        source = f"def step(params, buffers, batch, update):\n    {body}\n"
+        scope = dict(self.names)
+        exec(compile(source, "<fedhybrid step>", "exec"), scope)  # our own text, made above from the graph alone
+        return Program(scope["step"], source)
+
+    def _name_inputs(self) -> None:
+        for group, values in (
+            ("params", list(self.graph.params.values())),
+            ("buffers", list(self.graph.buffers.values())),
+            ("batch", self.graph.batch),
+        ):
+            for position, value in enumerate(values):
+                self.value_name[value, -1] = f"{group}[{position}]"
+        for number, (value, tensor) in enumerate(self.graph.constants.items()):
+            self.names[f"constant{number}"] = tensor
+            self.value_name[value, -1] = f"constant{number}"
+
+    def _instance(self, value: int) -> int:
+        storage = self.graph.storage_of(value)
+        return self.instance_of[storage] if self.graph.storages[storage].role is Role.TEMP else -1
+
+    def _value(self, value: int) -> str:
+        """The variable of a value, after emitting the view operators that lead to it from its storage's instance."""
+        key = (value, self._instance(value))
+        if key not in self.value_name:
+            view = self.producer[value]
+            assert view.is_view, f"{view.name} is read before it is made"
+            base = self._value(next(ref.value for ref in view.args if isinstance(ref, Ref)))
+            args = self._arguments(view, {0: base})
+            result = f"{self._function(view.func)}({args})"
+            if view.is_tuple:
+                result += f"[{view.outputs.index(value)}]"
+            self._assign(value, key[1], result)
+        return self.value_name[key]
+
+    def _assign(self, value: int, instance: int, text: str) -> None:
+        name = self._new_name(value, instance)
+        self.lines.append(f"{name} = {text}")
+
+    def _new_name(self, value: int, instance: int) -> str:
+        name = f"v{value}" if instance < 0 else f"v{value}_{instance}"
+        self.value_name[value, instance] = name
+        if instance >= 0:
+            self.alive.setdefault(instance, []).append(name)
+        return name
+
+    def _call(self, step: Step) -> None:
+        op = self.graph.ops[step.call]
+        if step.kind is Kind.REPLAY:
+            form = replay_form(self.graph, op, exact_affine=self.problem.costs.exact_affine)
+            assert form is not None
+            op = form
+        births = {self.schedule.storage_of[i]: i for i in step.births}
+        targets = []
+        if step.in_place >= 0:
+            text = self._in_place_text(op, self.schedule.storage_of[step.in_place])
+        else:
+            text = f"{self._function(op.func)}({self._arguments(op, {})})"
+        for value in op.outputs:
+            storage = -1 if value is None else self.graph.storage_of(value)
+            if value is None:
+                targets.append("_none")
+            elif storage in births:
+                targets.append(self._new_name(value, births[storage]))
+            else:  # written in place: another name for memory that is alive already
+                targets.append(self._new_name(value, self._instance(value)))
+        if not targets:
+            self.lines.append(text)
+        elif op.is_tuple:
+            self.lines.append(f"{', '.join(targets)}{',' if len(targets) == 1 else ''} = {text}")
+        else:
+            self.lines.append(f"{targets[0]} = {text}")
+
+    def _in_place_text(self, op: Op, storage: int) -> str:
+        form, _, keyword = IN_PLACE_FORMS[op.target]
+        position = next(p for p, s in in_place_arguments(self.graph, op) if s == storage)
+        function = self._function(overload(form))
+        if keyword is not None:
+            return f"{function}({self._arguments(op, {})}, {keyword}={self._value(op.args[position].value)})"
+        args = list(op.args)
+        if position == 1:  # a + b and a * b into b
+            args[0], args[1] = args[1], args[0]
+        return f"{function}({self._text_of(tuple(args), op.kwargs, {})})"
+
+    def _arguments(self, op: Op, given: dict[int, str]) -> str:
+        return self._text_of(op.args, op.kwargs, given)
+
+    def _text_of(self, args: tuple[Any, ...], kwargs: dict[str, Any], given: dict[int, str]) -> str:
+        parts = [given.get(i) or self._literal(arg) for i, arg in enumerate(args)]
+        parts += [f"{key}={self._literal(arg)}" for key, arg in kwargs.items()]
+        return ", ".join(parts)
+
+    def _literal(self, arg: Any) -> str:
+        if isinstance(arg, Ref):
+            return self._value(arg.value)
+        if isinstance(arg, (tuple, list)):
+            inner = ", ".join(self._literal(item) for item in arg)
+            return f"[{inner}]" if isinstance(arg, list) else f"({inner},)"
+        if arg is None or isinstance(arg, (bool, int, str)):
+            return repr(arg)
+        if isinstance(arg, float) and math.isfinite(arg):
+            return repr(arg)
+        name = f"literal{len(self.names)}"
+        self.names[name] = arg
+        return name
+
+    def _function(self, func: Callable[..., Any]) -> str:
+        if id(func) not in self.functions:
+            name = f"f{len(self.functions)}_{getattr(func, '__name__', 'op').split('.')[0]}"
+            self.functions[id(func)] = name
+            self.names[name] = func
+        return self.functions[id(func)]
+
+    def _delete(self, position: int) -> None:
+        names = [name for i in self.dying.get(position, ()) for name in self.alive.pop(i, ())]
+        if names:
+            self.lines.append(f"del {', '.join(names)}")
+
+    def _return(self) -> None:
+        end = len(self.schedule.steps)
+        self.instance_of = {self.schedule.storage_of[i]: i for i in self.dying.get(end, ())}
+        aux = "None" if self.graph.aux is None else self._value(self.graph.aux)
+        self.lines.append(f"return {self._value(self.graph.loss)}, {aux}")

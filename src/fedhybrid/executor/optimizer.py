@@ -1,0 +1,211 @@
+"""SGD, Adam and AdamW with the arithmetic of torch.optim's default (for-loop) implementation, bit for bit.
+
+The step applies them to one parameter at a time, right after its gradient is ready. Where the gradient's memory is
+free afterwards (`owned`), it serves as scratch, so that an update needs no memory of its own; the order of roundings
+is that of torch.optim in either case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from fedhybrid.errors import ConfigError
+from fedhybrid.protocols import Optimizer
+
+__all__ = ["SGD", "Adam", "AdamW", "torch_twin"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SGD:
+    """Stochastic gradient descent with momentum, Nesterov momentum and L2 weight decay.
+
+    Source: `torch.optim.SGD(foreach=False)`; dampening is not supported (0, torch's default).
+
+    Raises:
+        ConfigError: A negative option, or `nesterov` without momentum.
+    """
+
+    lr: float
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        problems = _negative(self, ("lr", "momentum", "weight_decay"))
+        if self.nesterov and self.momentum == 0:
+            problems.append("nesterov=True needs a momentum above 0")
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """`momentum_buffer` if there is momentum."""
+        return ("momentum_buffer",) if self.momentum else ()
+
+    @property
+    def eager_scratch_tensors(self) -> int:
+        """Parameter-sized temporaries that torch.optim holds at once."""
+        return int(self.weight_decay != 0) + int(self.nesterov)
+
+    def init_state(self, param: Tensor) -> dict[str, Tensor]:
+        """A zero momentum buffer."""
+        return {name: torch.zeros_like(param) for name in self.state_names}
+
+    def update(
+        self, name: str, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], *, step: int, lr: float, owned: bool
+    ) -> None:
+        """See `protocols.Optimizer.update`."""
+        if self.weight_decay != 0:
+            grad = grad.add_(param, alpha=self.weight_decay) if owned else grad.add(param, alpha=self.weight_decay)
+            owned = True
+        if self.momentum != 0:
+            buffer = state["momentum_buffer"]
+            if step == 1:  # torch starts with a copy of the gradient, which keeps even the sign of its zeros
+                buffer.copy_(grad)
+            else:
+                buffer.mul_(self.momentum).add_(grad, alpha=1)
+            if not self.nesterov:
+                grad = buffer
+            else:
+                grad = grad.add_(buffer, alpha=self.momentum) if owned else grad.add(buffer, alpha=self.momentum)
+        param.add_(grad, alpha=-lr)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Adam:
+    """Adam with L2 weight decay added to the gradient.
+
+    Source: `torch.optim.Adam(foreach=False)`; Kingma and Ba, "Adam", ICLR 2015, Algorithm 1.
+
+    Raises:
+        ConfigError: A negative option, or a beta outside [0, 1).
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_adam(self)
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Running means of the gradient and of its square."""
+        return ("exp_avg", "exp_avg_sq")
+
+    @property
+    def eager_scratch_tensors(self) -> int:
+        """Parameter-sized temporaries that torch.optim holds at once."""
+        return 2 + int(self.weight_decay != 0)
+
+    def init_state(self, param: Tensor) -> dict[str, Tensor]:
+        """Two zero tensors."""
+        return {name: torch.zeros_like(param) for name in self.state_names}
+
+    def update(
+        self, name: str, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], *, step: int, lr: float, owned: bool
+    ) -> None:
+        """See `protocols.Optimizer.update`."""
+        if self.weight_decay != 0:
+            grad = grad.add_(param, alpha=self.weight_decay) if owned else grad.add(param, alpha=self.weight_decay)
+            owned = True
+        _adam_step(param, grad, state, betas=self.betas, eps=self.eps, step=step, lr=lr, owned=owned)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """Adam with decoupled weight decay.
+
+    Source: `torch.optim.AdamW(foreach=False)`; Loshchilov and Hutter, "Decoupled Weight Decay Regularization",
+    ICLR 2019, Algorithm 2.
+
+    Raises:
+        ConfigError: A negative option, or a beta outside [0, 1).
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 1e-2
+
+    def __post_init__(self) -> None:
+        _check_adam(self)
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Running means of the gradient and of its square."""
+        return ("exp_avg", "exp_avg_sq")
+
+    @property
+    def eager_scratch_tensors(self) -> int:
+        """Parameter-sized temporaries that torch.optim holds at once."""
+        return 2
+
+    def init_state(self, param: Tensor) -> dict[str, Tensor]:
+        """Two zero tensors."""
+        return {name: torch.zeros_like(param) for name in self.state_names}
+
+    def update(
+        self, name: str, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], *, step: int, lr: float, owned: bool
+    ) -> None:
+        """See `protocols.Optimizer.update`."""
+        if self.weight_decay != 0:
+            param.mul_(1 - lr * self.weight_decay)
+        _adam_step(param, grad, state, betas=self.betas, eps=self.eps, step=step, lr=lr, owned=owned)
+
+
+def _adam_step(
+    param: Tensor,
+    grad: Tensor,
+    state: Mapping[str, Tensor],
+    *,
+    betas: tuple[float, float],
+    eps: float,
+    step: int,
+    lr: float,
+    owned: bool,
+) -> None:
+    first, second = state["exp_avg"], state["exp_avg_sq"]
+    first.lerp_(grad, 1 - betas[0])
+    second.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
+    step_size = lr / (1 - betas[0] ** step)
+    correction_sqrt = (1 - betas[1] ** step) ** 0.5
+    # From here on the gradient is not read any more: its memory takes the denominator.
+    denominator = torch.sqrt(second, out=grad) if owned else second.sqrt()
+    denominator.div_(correction_sqrt).add_(eps)
+    param.addcdiv_(first, denominator, value=-step_size)
+
+
+def torch_twin(optimizer: Optimizer, params: Iterable[Tensor]) -> torch.optim.Optimizer | None:
+    """The torch.optim optimizer over `params` that takes the same steps, or None where torch has none."""
+    o, params = optimizer, list(params)
+    match o:
+        case SGD():
+            return torch.optim.SGD(
+                params, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, weight_decay=o.weight_decay
+            )
+        case Adam():
+            return torch.optim.Adam(params, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
+        case AdamW():
+            return torch.optim.AdamW(params, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
+    return None
+
+
+def _negative(optimizer: object, names: tuple[str, ...]) -> list[str]:
+    return [f"{n} must not be negative, got {getattr(optimizer, n)}" for n in names if not getattr(optimizer, n) >= 0]
+
+
+def _check_adam(optimizer: Adam | AdamW) -> None:
+    problems = _negative(optimizer, ("lr", "eps", "weight_decay"))
+    problems += [f"betas must lie in [0, 1), got {beta}" for beta in optimizer.betas if not 0 <= beta < 1]
+    if problems:
+        raise ConfigError(problems)

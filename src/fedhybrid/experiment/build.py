@@ -1,0 +1,136 @@
+"""From a checked configuration to the parts of a run; what only the data can tell to be wrong is found here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
+
+from fedhybrid.data import Dataset, load_dataset, partition_data
+from fedhybrid.devices import DeviceProfile
+from fedhybrid.engine import Federation, RunNames
+from fedhybrid.errors import ConfigError
+from fedhybrid.executor import SGD, Adam, AdamW
+from fedhybrid.experiment.check import tier_specs
+from fedhybrid.experiment.config import RunConfig, TrainTable
+from fedhybrid.fleet import Fleet, make_fleet
+from fedhybrid.methods import METHODS
+from fedhybrid.models import build_model
+from fedhybrid.protocols import Optimizer
+from fedhybrid.records import IntArray, LocalWork
+from fedhybrid.registry import lookup
+from fedhybrid.seeds import derive_seed
+from fedhybrid.selection import POLICIES
+
+__all__ = ["Datasets", "build_federation"]
+
+T = TypeVar("T")
+Datasets = dict[tuple[str, str | None], Dataset]
+
+
+def build_federation(config: RunConfig, datasets: Datasets | None = None) -> Federation:
+    """Loads the data, deals them out, makes the fleet and the model; the same seed makes the same of each.
+
+    Args:
+        config: As `load_config` gives it.
+        datasets: Data sets that are loaded already, by name and folder; a newly loaded one is added.
+
+    Raises:
+        ConfigError: Data that are missing or damaged, more clients than samples, a model that does not take the
+            data; all at once.
+    """
+    problems: list[str] = []
+    dataset = _or_problems(lambda: _load(config, {} if datasets is None else datasets), problems)
+    fleet = _or_problems(lambda: make_fleet(tier_specs(config), config.data.clients, config.seed), problems)
+    shards, model = None, None
+    if dataset is not None:
+        shards = _or_problems(lambda: _deal(config, dataset), problems)
+        model = _or_problems(lambda: _initial_model(config, dataset), problems)
+    if fleet is not None:
+        problems += _device_problems(fleet)
+    if problems:
+        raise ConfigError(problems)
+    assert dataset is not None
+    assert fleet is not None
+    assert shards is not None
+    assert model is not None
+    method = lookup("method", METHODS, config.method)(**config.method_options)
+    return Federation(
+        names=RunNames(method=config.method, policy=config.policy, dataset=config.dataset, model=config.model),
+        dataset=dataset,
+        shards=shards,
+        fleet=fleet,
+        model=model,
+        method=method,
+        policy=lookup("policy", POLICIES, config.policy)(**config.policy_options),
+        optimizer=method.optimizer(base_optimizer(config.train)),
+        work=LocalWork(
+            epochs=config.train.epochs,
+            batch_size=config.train.batch_size,
+            lr=config.train.lr,
+            last_batch=config.train.last_batch,
+        ),
+        clients_per_round=config.fleet.clients_per_round,
+        rounds=config.rounds,
+        seed=config.seed,
+        plans=method.plans if config.planner.enabled == "auto" else config.planner.enabled == "on",
+        actions=tuple(config.planner.actions),
+        solver=config.planner.solver,
+    )
+
+
+def base_optimizer(train: TrainTable) -> Optimizer:
+    """The configured optimizer, as a method may still wrap it."""
+    if train.optimizer == "adam":
+        return Adam(lr=train.lr, weight_decay=train.weight_decay)
+    if train.optimizer == "adamw":
+        return AdamW(lr=train.lr, weight_decay=train.weight_decay)
+    return SGD(lr=train.lr, momentum=train.momentum, nesterov=train.nesterov, weight_decay=train.weight_decay)
+
+
+def _load(config: RunConfig, datasets: Datasets) -> Dataset:
+    key = (config.dataset, config.data.root)
+    if key not in datasets:
+        datasets[key] = load_dataset(config.dataset, None if config.data.root is None else Path(config.data.root))
+    return datasets[key]
+
+
+def _deal(config: RunConfig, dataset: Dataset) -> tuple[IntArray, ...]:
+    return tuple(
+        partition_data(
+            config.data.partition,
+            dataset.train.labels.numpy(),
+            clients=config.data.clients,
+            seed=config.seed,
+            alpha=config.data.alpha,
+            shards_per_client=config.data.shards_per_client,
+            natural_ids=dataset.natural_ids,
+        )
+    )
+
+
+def _initial_model(config: RunConfig, dataset: Dataset) -> nn.Module:
+    return build_model(
+        config.model,
+        input_shape=dataset.input_shape,
+        classes=dataset.classes,
+        seed=derive_seed(config.seed, purpose="model"),
+        options=config.model_options,
+    )
+
+
+def _device_problems(fleet: Fleet) -> list[str]:
+    """Profiles are told apart by their names, in plans and records; so two files must not share one."""
+    first: dict[str, DeviceProfile] = {}
+    clashes = {t.device.name for t in fleet.tiers if first.setdefault(t.device.name, t.device) != t.device}
+    return [f"fleet.tiers: two different device profiles are called {name!r}; rename one" for name in sorted(clashes)]
+
+
+def _or_problems(make: Callable[[], T], problems: list[str]) -> T | None:
+    try:
+        return make()
+    except ConfigError as error:
+        problems += error.problems
+        return None

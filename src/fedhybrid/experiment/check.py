@@ -1,0 +1,204 @@
+"""From a recipe to a checked configuration in which every option is filled in; all problems are found together."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+
+from fedhybrid.data import DATASETS, PARTITIONS, load_dataset
+from fedhybrid.errors import ConfigError, FedHybridError
+from fedhybrid.experiment.config import RunConfig
+from fedhybrid.experiment.messages import recipe_problem
+from fedhybrid.experiment.options import check_options
+from fedhybrid.experiment.overrides import apply_overrides
+from fedhybrid.fleet import TierSpec, make_fleet
+from fedhybrid.methods import METHODS
+from fedhybrid.models import find_factory
+from fedhybrid.planner import SOLVERS
+from fedhybrid.registry import lookup
+from fedhybrid.selection import POLICIES
+
+__all__ = ["Recipe", "config_toml", "load_config", "tier_specs", "to_table", "variants_of"]
+
+Recipe = str | Path | Mapping[str, Any]
+Overrides = Mapping[str, Any]
+
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_RESERVED_LABELS = ("figures", "plans")  # folders beside the variants'
+
+
+def load_config(recipe: Recipe, overrides: Overrides | None = None) -> RunConfig:
+    """The complete configuration: recipe, overrides, and the default of everything else.
+
+    Args:
+        recipe: A TOML file, or its content as nested mappings.
+        overrides: Settings that replace the recipe's, by dotted path.
+
+    Raises:
+        ConfigError: Every problem of the recipe and of its variants.
+    """
+    raw = apply_overrides(_read(recipe), overrides or {})
+    config, problems = _checked(raw)
+    for label, settings in _variant_settings(raw).items():
+        if not _LABEL.fullmatch(label) or label in _RESERVED_LABELS:
+            problems.append(
+                f"compare.variants: {label!r} cannot be a folder's name; use letters, digits, '-', '_', '.'"
+            )
+        try:
+            _, found = _checked(_variant(raw, settings))
+        except ConfigError as error:
+            found = list(error.problems)
+        problems += [f"compare.variants.{label}: {problem}" for problem in found if problem not in problems]
+    if config is None or problems:
+        raise ConfigError(problems)
+    return config
+
+
+def variants_of(config: RunConfig) -> dict[str, RunConfig]:
+    """The configuration of each variant by its label; empty where the recipe compares nothing."""
+    table = to_table(config)
+    found = {}
+    for label, settings in _variant_settings(table).items():
+        checked, problems = _checked(_variant(table, settings))
+        assert checked is not None, problems
+        found[label] = checked
+    return found
+
+
+def to_table(config: RunConfig) -> dict[str, Any]:
+    """The configuration as TOML knows it: nested tables, nothing that is None."""
+    return config.model_dump(exclude_none=True)
+
+
+def config_toml(recipe: Recipe, overrides: Overrides | None = None) -> str:
+    """The complete configuration as TOML text, which is a recipe again.
+
+    Raises:
+        ConfigError: As `load_config`.
+    """
+    return tomli_w.dumps(to_table(load_config(recipe, overrides)))
+
+
+def tier_specs(config: RunConfig) -> list[TierSpec]:
+    """The fleet's tiers as `make_fleet` takes them."""
+    return [
+        TierSpec(name=tier.name, budget=tier.budget, device=tier.device, share=tier.share)
+        for tier in config.fleet.tiers
+    ]
+
+
+def _read(recipe: Recipe) -> Mapping[str, Any]:
+    if isinstance(recipe, Mapping):
+        return recipe
+    path = Path(recipe)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"recipe {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {path} is not TOML: {error}") from error
+
+
+def _variant_settings(raw: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What each variant changes, by its label; tables of a wrong type are left out (the check of the whole says it)."""
+    variants = _table(_table(raw, "compare"), "variants")
+    return {label: settings for label, settings in variants.items() if isinstance(settings, Mapping)}
+
+
+def _variant(raw: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of one variant."""
+    return apply_overrides({key: value for key, value in raw.items() if key != "compare"}, settings)
+
+
+def _checked(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
+    """The configuration with all options filled in, or None; and every problem that can be seen without data."""
+    problems: list[str] = []
+    config: RunConfig | None = None
+    try:
+        config = RunConfig.model_validate(raw)
+    except ValidationError as error:
+        problems += [recipe_problem(found) for found in error.errors()]
+    resolved = {name: _part_options(name, raw, problems) for name in ("method", "policy", "model")}
+    problems += _name_problems(raw)
+    if config is not None:
+        problems += _attempt(make_fleet, tier_specs(config), config.data.clients, config.seed)
+    if problems:
+        problems += _data_problems(raw)
+        return None, problems
+    assert config is not None
+    root = None if config.data.root is None else str(Path(config.data.root).absolute())
+    return config.model_copy(
+        update={f"{name}_options": values for name, values in resolved.items()}
+        | {"data": config.data.model_copy(update={"root": root})}
+    ), problems
+
+
+def _part_options(part: str, raw: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """The options of the method, the policy or the model with their defaults; what is wrong goes to `problems`."""
+    name = raw.get(part, RunConfig.model_fields[part].default)
+    given = raw.get(f"{part}_options", {})
+    if not isinstance(name, str) or not isinstance(given, Mapping):
+        return {}  # said already
+    try:
+        taker: Callable[..., Any]
+        if part == "model":
+            taker = find_factory(name)
+        else:
+            table: Mapping[str, Callable[..., Any]] = METHODS if part == "method" else POLICIES
+            taker = lookup(part, table, name)
+    except ConfigError as error:
+        problems += [f"{part}: {problem}" for problem in error.problems]
+        return {}
+    checked = check_options(
+        taker, given, where=f"{part}_options", of=f"{part} {name!r}", not_options=("input_shape", "classes")
+    )
+    found = checked.problems
+    if not found and part != "model":
+        found = [f"{part}_options: {problem}" for problem in _attempt(taker, **given)]
+    problems += found
+    return checked.values
+
+
+def _name_problems(raw: Mapping[str, Any]) -> list[str]:
+    """Names that stand for no row of their table."""
+    problems = []
+    for path, table, name in (
+        ("dataset", DATASETS, raw.get("dataset")),
+        ("data.partition", PARTITIONS, _table(raw, "data").get("partition")),
+        ("planner.solver", {"auto": None, **SOLVERS}, _table(raw, "planner").get("solver")),
+    ):
+        if isinstance(name, str):
+            problems += _attempt(lookup, path.rpartition(".")[2], table, name)
+    return problems
+
+
+def _data_problems(raw: Mapping[str, Any]) -> list[str]:
+    """A missing folder, said together with other problems; where there are none, loading the data will say it."""
+    name, root = raw.get("dataset"), _table(raw, "data").get("root")
+    if not isinstance(name, str) or name not in DATASETS or not (root is None or isinstance(root, str)):
+        return []
+    if root is not None and Path(root).is_dir():
+        return []
+    return _attempt(load_dataset, name, None if root is None else Path(root))
+
+
+def _table(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = raw.get(name, {})
+    return found if isinstance(found, Mapping) else {}
+
+
+def _attempt(action: Callable[..., object], *args: Any, **kwargs: Any) -> list[str]:
+    """What `action` complains about."""
+    try:
+        action(*args, **kwargs)
+    except ConfigError as error:
+        return list(error.problems)
+    except FedHybridError as error:
+        return [str(error)]
+    return []

@@ -1,0 +1,104 @@
+"""A run's configuration: what a recipe (TOML) may say, with every default in one place.
+
+Only shapes and ranges are checked here; whether names exist and parts fit together is `experiment.check`'s and
+`experiment.build`'s business.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["RunConfig", "TierTable", "TrainTable"]
+
+_Count = Annotated[int, Field(ge=1)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Options = dict[str, Any]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class DataTable(_Table):
+    """Where the samples come from and who holds them. `root` is the folder of a data set that is not embedded."""
+
+    root: str | None = None
+    partition: str = "dirichlet"
+    clients: _Count = 30
+    alpha: _Positive = 0.3
+    shards_per_client: _Count = 2
+
+
+class TierTable(_Table):
+    """One kind of device in the fleet; `share` is relative to the other tiers' shares."""
+
+    name: str = Field(min_length=1)
+    budget: str | int
+    device: str
+    share: _Positive = 1.0
+
+
+class FleetTable(_Table):
+    """The devices. Without tiers every device is a laptop that holds the unplanned step."""
+
+    clients_per_round: _Count = 10
+    tiers: list[TierTable] = Field(
+        default_factory=lambda: [TierTable(name="all", budget="100%", device="laptop")], min_length=1
+    )
+
+
+class TrainTable(_Table):
+    """The clients' work in a round. `momentum` and `nesterov` are for SGD."""
+
+    batch_size: _Count = 16
+    epochs: _Count = 1
+    lr: _Positive = 0.05
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: _NotNegative = 0.0
+    nesterov: bool = False
+    last_batch: Literal["wrap", "drop"] = "wrap"
+
+    @model_validator(mode="after")
+    def _options_of_the_optimizer(self) -> TrainTable:
+        if self.optimizer != "sgd" and (self.momentum or self.nesterov):
+            raise ValueError(f"momentum and nesterov are options of sgd, the optimizer is {self.optimizer}")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+
+class PlannerTable(_Table):
+    """How plans are made. `enabled`: "auto" leaves it to the method, "on" and "off" decide for it."""
+
+    enabled: Literal["auto", "on", "off"] = "auto"
+    solver: str = "auto"
+    actions: list[str] = Field(default_factory=lambda: ["recompute"], min_length=1)
+
+
+class CompareTable(_Table):
+    """Variants of one recipe that run side by side: label -> settings that replace the recipe's."""
+
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+class RunConfig(_Table):
+    """Everything that decides a run."""
+
+    method: str = "fedhybrid"
+    policy: str = "fedhybrid"
+    model: str
+    dataset: str
+    rounds: _Count = 20
+    seed: int = 0
+    data: DataTable = Field(default_factory=DataTable)
+    model_options: _Options = Field(default_factory=dict)
+    method_options: _Options = Field(default_factory=dict)
+    policy_options: _Options = Field(default_factory=dict)
+    fleet: FleetTable = Field(default_factory=FleetTable)
+    train: TrainTable = Field(default_factory=TrainTable)
+    planner: PlannerTable = Field(default_factory=PlannerTable)
+    compare: CompareTable = Field(default_factory=CompareTable)

@@ -1,0 +1,82 @@
+"""`fh.run`: a recipe in, a trained federation and its records out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedhybrid.engine import Progress, Quiet, RunFolder, claim_folder, process_resident_bytes, run_federation
+from fedhybrid.experiment.build import Datasets, build_federation
+from fedhybrid.experiment.check import Recipe, load_config, to_table, variants_of
+from fedhybrid.experiment.parallel import run_side_by_side
+from fedhybrid.experiment.result import RunResult, load_run
+from fedhybrid.records import Summary
+
+__all__ = ["run"]
+
+
+def run(
+    recipe: Recipe,
+    *,
+    out: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    processes: int | None = None,
+) -> RunResult:
+    """Runs a recipe, with all its variants if it compares some, into a folder.
+
+    Variants share seed, and so the deal of the data, the fleet and the initial weights; each runs in `out/<label>`.
+    The numbers do not depend on `processes`.
+
+    Args:
+        recipe: A TOML file, or its content as nested mappings.
+        out: The run's folder: new, empty, or with `resume` that of a run which was stopped (a finished one is only
+            read, or goes on if more rounds are asked for).
+        overrides: Settings that replace the recipe's, by dotted path: `{"rounds": 5, "train.lr": 0.1}`.
+        resume: Go on with the run in `out`, if there is one.
+        progress: Is told what happens.
+        processes: How many variants run at the same time; by default as many as there are processors.
+
+    Raises:
+        ConfigError: Every problem of the recipe at once; or `out` holds what must not be overwritten.
+        CaptureError: The model's training step cannot be captured.
+    """
+    runtime_bytes = process_resident_bytes()
+    folder, progress = Path(out), progress or Quiet()
+    config = load_config(recipe, overrides)
+    variants = variants_of(config)
+    runs = variants or {"": config}
+    datasets: Datasets = {}
+    jobs = {label: build_federation(each, datasets) for label, each in runs.items()}
+    claim_folder(folder, to_table(config), resume=resume)
+    folders = {label: folder / label if label else folder for label in runs}
+    for label in variants:
+        claim_folder(folders[label], to_table(variants[label]), resume=resume)
+    open_labels = [label for label in runs if not _report_finished(label, folders[label], runs[label].rounds, progress)]
+    at_once = min(len(open_labels), processes or _processors())
+    if at_once > 1:
+        run_side_by_side({label: folders[label] for label in open_labels}, at_once, progress)
+    else:
+        for label in open_labels:
+            run_federation(
+                jobs.pop(label), RunFolder(folders[label]), progress, label=label, runtime_bytes=runtime_bytes
+            )
+    return load_run(folder)
+
+
+def _processors() -> int:
+    """Processors that this process may use, where the system tells, else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _report_finished(label: str, folder: Path, rounds: int, progress: Progress) -> bool:
+    """Whether the run is complete already; then `progress` hears of it."""
+    summary: Summary | None = load_run(folder).summary
+    if summary is None or summary.rounds != rounds:
+        return False
+    progress.on_start(label, first_round=rounds, rounds=rounds)
+    progress.on_end(label, summary)
+    return True

@@ -1,0 +1,75 @@
+"""One variant in a process of its own: `python -m fedhybrid.experiment.worker FOLDER`, started by `parallel`.
+
+Reads the folder's config.toml, tells its progress as lines of JSON on standard output, and ends at once when its
+standard input does: that is how it notices that whoever started it is gone, even by `kill -9`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any, TextIO, final
+
+from fedhybrid.engine import RunFolder, process_resident_bytes, run_federation
+from fedhybrid.errors import CaptureError, ConfigError
+from fedhybrid.experiment.build import build_federation
+from fedhybrid.experiment.check import load_config
+from fedhybrid.records import ClientRecord, RoundRecord, Summary
+
+__all__ = ["main"]
+
+
+@final
+class _Teller:
+    """Progress as lines of JSON; the label is left to the reader, who knows which process it reads."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def tell(self, kind: str, content: Any) -> None:
+        print(json.dumps({"kind": kind, "content": content}), file=self._out, flush=True)
+
+    def on_start(self, label: str, *, first_round: int, rounds: int) -> None:
+        self.tell("start", {"first_round": first_round, "rounds": rounds})
+
+    def on_stage(self, label: str, stage: str) -> None:
+        self.tell("stage", stage)
+
+    def on_task(self, label: str, record: ClientRecord) -> None:
+        self.tell("task", dataclasses.asdict(record))
+
+    def on_round(self, label: str, record: RoundRecord) -> None:
+        self.tell("round", dataclasses.asdict(record))
+
+    def on_end(self, label: str, summary: Summary) -> None:
+        self.tell("end", dataclasses.asdict(summary))
+
+
+def main(folder: Path) -> int:
+    """Runs what the folder's configuration says; the exit code is 0 also for an error that has been told."""
+    runtime_bytes = process_resident_bytes()
+    teller = _Teller(os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8"))
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not mix with the messages
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        job = build_federation(load_config(folder / "config.toml"))
+        run_federation(job, RunFolder(folder), teller, runtime_bytes=runtime_bytes)
+    except ConfigError as error:
+        teller.tell("config_error", error.problems)
+    except CaptureError as error:
+        teller.tell("capture_error", {"operation": error.operation, "reason": error.reason})
+    return 0
+
+
+def _end_with_parent() -> None:
+    while os.read(sys.stdin.fileno(), 1):  # not sys.stdin, whose lock would be held when the interpreter ends
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,26 @@
+"""Capture of a whole training step as one graph of ATen operators, and the rewrites that cost nothing."""
+
+from fedhybrid.graph.capture import BatchSpec, batch_tensors, call_loss, capture_step
+from fedhybrid.graph.fingerprint import fingerprint
+from fedhybrid.graph.ir import Op, Ref, Role, StepGraph, Storage, Value, map_refs, refs_of
+from fedhybrid.graph.rewrite import rewrite
+from fedhybrid.graph.torch_adapter import allocator_events, overload
+
+__all__ = [
+    "BatchSpec",
+    "Op",
+    "Ref",
+    "Role",
+    "StepGraph",
+    "Storage",
+    "Value",
+    "allocator_events",
+    "batch_tensors",
+    "call_loss",
+    "capture_step",
+    "fingerprint",
+    "map_refs",
+    "overload",
+    "refs_of",
+    "rewrite",
+]

@@ -1,0 +1,270 @@
+"""Model + loss + batch -> one ATen graph of forward, loss and backward, captured on fake tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch.fx import Node
+
+from fedhybrid.errors import CaptureError, ConfigError
+from fedhybrid.graph import torch_adapter as adapter
+from fedhybrid.graph.ir import Op, Ref, Role, StepGraph, Storage, Value
+
+__all__ = ["BatchSpec", "batch_tensors", "call_loss", "capture_step"]
+
+_FORWARDED = {"aten.detach.default", "aten.alias.default", "aten.lift_fresh.default", "aten.detach_.default"}
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """Structure, shapes and types of a batch; a program takes exactly one."""
+
+    structure: Any
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[torch.dtype, ...]
+
+    def flatten(self, batch: Any) -> list[Tensor]:
+        """The batch's tensors in order.
+
+        Raises:
+            ConfigError: Another structure, shape or type than the program was captured with.
+        """
+        leaves, structure = pytree.tree_flatten(batch)
+        if structure != self.structure:
+            raise ConfigError(f"the batch must have the structure {self.structure}, got {structure}")
+        shapes = tuple(tuple(leaf.shape) for leaf in leaves)
+        if shapes != self.shapes or tuple(leaf.dtype for leaf in leaves) != self.dtypes:
+            raise ConfigError(
+                f"this step was compiled for batches of shapes {list(self.shapes)} and types {list(self.dtypes)}, "
+                f"got {list(shapes)} and {[leaf.dtype for leaf in leaves]}. Compile a step for this shape too."
+            )
+        return list(leaves)
+
+
+def batch_tensors(batch: Any) -> tuple[list[Tensor], BatchSpec]:
+    """The tensors of a batch and the structure that puts them back.
+
+    Raises:
+        ConfigError: Something in the batch is no tensor.
+    """
+    leaves, structure = pytree.tree_flatten(batch)
+    strange = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)]
+    if strange or not leaves:
+        raise ConfigError(f"a batch must hold tensors only, got {', '.join(strange) or 'nothing'}")
+    spec = BatchSpec(structure, tuple(tuple(t.shape) for t in leaves), tuple(t.dtype for t in leaves))
+    return leaves, spec
+
+
+def call_loss(model: Callable[..., Any], loss_fn: Callable[..., Any], batch: Any) -> tuple[Tensor, Tensor | None]:
+    """Loss and auxiliary output of one batch.
+
+    A batch `(x, y)` means `loss_fn(model(x), y)`, with `x` a tensor, a tuple of positional or a dictionary of keyword
+    inputs; a batch that is one dictionary means `loss_fn(model, batch)`.
+    """
+    if isinstance(batch, dict):
+        result = loss_fn(model, batch)
+    else:
+        x, y = batch
+        if isinstance(x, dict):
+            output = model(**x)
+        elif isinstance(x, (tuple, list)):
+            output = model(*x)
+        else:
+            output = model(x)
+        result = loss_fn(output, y)
+    loss, aux = result if isinstance(result, tuple) else (result, None)
+    if loss.dim() != 0:
+        raise ConfigError(f"loss_fn must return a scalar, got shape {tuple(loss.shape)}; take its mean or sum")
+    return loss, None if aux is None else aux.detach()
+
+
+def capture_step(model: nn.Module, loss_fn: Callable[..., Any], batch: Any) -> tuple[StepGraph, BatchSpec]:
+    """Captures forward, loss and backward of one training step as it would run now (train or eval mode as set).
+
+    Nothing is computed: the model, its buffers and the random generator stay as they are, and no memory is used.
+
+    Raises:
+        CaptureError: The model cannot be traced; names the operation.
+        ConfigError: The batch or the loss is not of the expected form.
+    """
+    params, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    trained = [name for name, p in params.items() if p.requires_grad]
+    if not trained:
+        raise ConfigError("the model has no parameter with requires_grad=True; there is nothing to train")
+    leaves, spec = batch_tensors(batch)
+    names = [*params, *buffers]
+    boundary: list[Node | None] = []
+
+    def whole_step(*flat: Tensor) -> list[Tensor | None]:
+        state = dict(zip(names, flat[: len(names)], strict=True))
+        inputs = pytree.tree_unflatten(flat[len(names) :], spec.structure)
+
+        def stateless(*args: Any, **kwargs: Any) -> Any:
+            return torch.func.functional_call(model, state, args, kwargs)
+
+        with torch.enable_grad():
+            loss, aux = call_loss(stateless, loss_fn, inputs)
+        boundary.append(adapter.traced_so_far())
+        grads = torch.autograd.grad(loss, [state[name] for name in trained], allow_unused=True)
+        return [loss, aux, *grads]
+
+    try:
+        traced = adapter.trace(whole_step, [*params.values(), *buffers.values(), *leaves])
+    except (CaptureError, ConfigError):
+        raise
+    except Exception as error:  # whatever the model's own code or torch's tracer raises is one thing to the user
+        raise CaptureError(_where(error), f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+    builder = _Builder(traced, boundary[-1])
+    builder.add_inputs(params, buffers, len(leaves))
+    return builder.build(trained), spec
+
+
+def _where(error: Exception) -> str:
+    """The user's line at which tracing failed: the last frame outside torch and this package."""
+    place, step = "an unknown operation", error.__traceback__
+    while step is not None:
+        file = step.tb_frame.f_code.co_filename
+        if "/torch/" not in file and "/fedhybrid/" not in file:
+            place = f"{step.tb_frame.f_code.co_name} ({file.rsplit('/', 1)[-1]}:{step.tb_lineno})"
+        step = step.tb_next
+    return place
+
+
+class _Builder:
+    """Turns a traced graph into a StepGraph."""
+
+    def __init__(self, traced: torch.fx.GraphModule, boundary: Node | None) -> None:
+        self.traced, self.boundary = traced, boundary
+        self.ops: list[Op] = []
+        self.values: list[Value] = []
+        self.storages: list[Storage] = []
+        self.constants: dict[int, Tensor] = {}
+        self.value_of: dict[Node, int | None] = {}
+        self.outputs_of: dict[Node, tuple[int | None, ...]] = {}
+        self.backward_at = 0
+
+    def add_inputs(self, params: dict[str, nn.Parameter], buffers: dict[str, Tensor], num_batch: int) -> None:
+        placeholders = [node for node in self.traced.graph.nodes if node.op == "placeholder"]
+        roles = [(Role.PARAM, name) for name in params] + [(Role.BUFFER, name) for name in buffers]
+        roles += [(Role.BATCH, f"batch.{i}") for i in range(num_batch)]
+        for node, (role, name) in zip(placeholders, roles, strict=True):
+            self.value_of[node] = self._new_value(node.meta["val"], role, name)
+        self.params = {name: self._value(placeholders[i]) for i, name in enumerate(params)}
+        self.buffers = {name: self._value(placeholders[len(params) + i]) for i, name in enumerate(buffers)}
+        self.batch = [self._value(node) for node in placeholders[len(params) + len(buffers) :]]
+
+    def build(self, trained: list[str]) -> StepGraph:
+        for node in self.traced.graph.nodes:
+            if node.op == "get_attr":
+                self._add_constant(node)
+            elif node.op == "call_function":
+                self._add_call(node)
+            elif node.op == "output":
+                loss, aux, *grads = node.args[0]
+            if node is self.boundary:
+                self.backward_at = len(self.ops)
+        return StepGraph(
+            ops=self.ops,
+            values=self.values,
+            storages=self.storages,
+            backward_at=self.backward_at,
+            params=self.params,
+            buffers=self.buffers,
+            batch=self.batch,
+            constants=self.constants,
+            loss=self._value(loss),
+            aux=None if aux is None else self._value(aux),
+            grads={self.params[n]: self._value(g) for n, g in zip(trained, grads, strict=True) if g is not None},
+        )
+
+    def _value(self, node: Node) -> int:
+        index = self.value_of[node]
+        assert index is not None, node
+        return index
+
+    def _new_value(self, fake: Tensor, role: Role, name: str, base: int | None = None) -> int:
+        if base is None:
+            storage = len(self.storages)
+            self.storages.append(Storage(storage, fake.untyped_storage().nbytes(), role, name))
+        else:
+            storage = self.values[base].storage
+        index = len(self.values)
+        shape, stride = tuple(int(n) for n in fake.shape), tuple(int(n) for n in fake.stride())
+        self.values.append(Value(index, storage, shape, stride, int(fake.storage_offset()), fake.dtype, base))
+        return index
+
+    def _add_constant(self, node: Node) -> None:
+        tensor = getattr(self.traced, str(node.target))
+        if not isinstance(tensor, Tensor):
+            raise CaptureError(str(node.target), "the model uses a Python object where a tensor was expected.")
+        value = self._new_value(tensor, Role.CONSTANT, str(node.target))
+        self.value_of[node] = value
+        self.constants[value] = tensor
+
+    def _add_call(self, node: Node) -> None:
+        target = str(node.target)
+        if not isinstance(node.target, adapter.OpOverload):
+            if getattr(node.target, "__name__", "") == "getitem":
+                source, position = node.args
+                assert isinstance(source, Node)
+                assert isinstance(position, int)
+                self.value_of[node] = self.outputs_of[source][position]
+                return
+            raise CaptureError(target, "not an ATen operator (a branch on tensor values or a higher-order operator).")
+        if target in _FORWARDED:
+            assert isinstance(node.args[0], Node)
+            self.value_of[node] = self._value(node.args[0])
+            return
+        func = node.target
+        args = _with_refs(node.args, self._value)
+        kwargs = _with_refs(dict(node.kwargs), self._value)
+        writes = [args[i].value for i in adapter.written_arguments(func, args) if isinstance(args[i], Ref)]
+        in_place = bool(func._schema.returns) and bool(writes) and func._schema.returns[0].alias_info is not None
+        is_view = not in_place and adapter.aliases_input(func)
+        base = writes[0] if in_place else next((r.value for r in _first_ref(args)), None) if is_view else None
+        results = node.meta["val"]
+        is_tuple = isinstance(results, (tuple, list))
+        outputs = tuple(
+            self._new_value(fake, Role.TEMP, node.name, base) if isinstance(fake, Tensor) else None
+            for fake in (results if is_tuple else [results])
+        )
+        self.outputs_of[node] = outputs
+        self.value_of[node] = None if is_tuple else outputs[0]
+        self.ops.append(
+            Op(
+                name=node.name,
+                func=func,
+                target=target,
+                args=args,
+                kwargs=kwargs,
+                outputs=outputs,
+                is_tuple=is_tuple,
+                is_view=is_view,
+                writes=tuple(writes),
+                is_random=adapter.is_random(func, args, kwargs),
+                eager_inplace=in_place,
+            )
+        )
+
+
+def _first_ref(args: tuple[Any, ...]) -> list[Ref]:
+    return [arg for arg in args if isinstance(arg, Ref)][:1]
+
+
+def _with_refs(args: Any, value: Callable[[Node], int]) -> Any:
+    if isinstance(args, Node):
+        return Ref(value(args))
+    if isinstance(args, (tuple, list)):
+        return (
+            tuple(_with_refs(a, value) for a in args)
+            if isinstance(args, tuple)
+            else [_with_refs(a, value) for a in args]
+        )
+    if isinstance(args, dict):
+        return {key: _with_refs(a, value) for key, a in args.items()}
+    return args

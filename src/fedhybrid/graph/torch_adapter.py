@@ -1,0 +1,143 @@
+"""Every name of torch's internals that the package relies on; nothing else may import one.
+
+Supported: torch 2.11 to 2.13. When a new version moves a name, this is the one file to change.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+
+from fedhybrid.errors import FedHybridError
+
+__all__ = [
+    "OpOverload",
+    "aliases_input",
+    "allocator_events",
+    "is_random",
+    "overload",
+    "trace",
+    "traced_so_far",
+    "written_arguments",
+]
+
+# The profiler writes a line to standard error at each start and stop unless told not to.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+_OLDEST, _NEWEST = (2, 11), (2, 13)
+
+# Views whose schema does not say so.
+_SILENT_VIEWS = {"aten._unsafe_view.default"}
+
+# The schema of these does not say that they write their running statistics (arguments 3 and 4) in training.
+_SILENT_WRITERS = {"aten.native_batch_norm.default": (3, 4, 5)}  # two written arguments, then the flag `training`
+
+
+def check_version() -> None:
+    """Warns once when the installed torch is outside the supported range.
+
+    Raises:
+        FedHybridError: torch is older than the oldest supported version.
+    """
+    major, minor = (int(part) for part in torch.__version__.split(".")[:2])
+    if (major, minor) < _OLDEST:
+        raise FedHybridError(
+            f"torch {torch.__version__} is too old; install torch 2.13.0 (2.11 to 2.13 are supported)."
+        )
+    if (major, minor) > _NEWEST:
+        warnings.warn(f"torch {torch.__version__} is newer than the newest tested version (2.13).", stacklevel=2)
+
+
+def trace(function: Callable[..., Any], flat: Sequence[Tensor]) -> GraphModule:
+    """Traces `function(*flat)` into one ATen graph on fake tensors; no real tensor is read or written.
+
+    Fused oneDNN recurrent layers have a workspace of unknown size under fake tensors, so they are captured unfused.
+
+    Returns:
+        The graph, whose placeholders are `flat` in order.
+    """
+    check_version()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    # Plain detached fakes: parameters keep requires_grad, and the caller's tensors are never touched.
+    fakes = [mode.from_tensor(t.detach()).requires_grad_(t.requires_grad) for t in flat]
+    fused = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        with mode:
+            return make_fx(function)(*fakes)
+    finally:
+        torch._C._set_mkldnn_enabled(fused)
+
+
+def traced_so_far() -> Node | None:
+    """Inside a traced function: the last node recorded up to now."""
+    proxy_mode = get_proxy_mode()
+    if proxy_mode is None:
+        return None
+    nodes = list(proxy_mode.tracer.graph.nodes)
+    return nodes[-1] if nodes else None
+
+
+def overload(name: str) -> OpOverload:
+    """The operator of a name such as "aten.relu.default"."""
+    namespace, packet, overload_name = name.split(".")
+    return getattr(getattr(getattr(torch.ops, namespace), packet), overload_name)  # type: ignore[no-any-return]
+
+
+def aliases_input(func: OpOverload) -> bool:
+    """Whether the outputs are views of an input that the operator does not write."""
+    if str(func) in _SILENT_VIEWS:
+        return True
+    returns = func._schema.returns
+    return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+
+
+def written_arguments(func: OpOverload, args: Sequence[Any]) -> list[int]:
+    """Positions of the arguments that the operator writes."""
+    found = [
+        position
+        for position, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    if (silent := _SILENT_WRITERS.get(str(func))) is not None:
+        mean, var, training = silent
+        if args[training]:
+            found += [position for position in (mean, var) if args[position] is not None]
+    return found
+
+
+def is_random(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether the call draws from the generator; attention without dropout does not, although it is tagged so."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return False
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.name == "dropout_p":
+            given = args[position] if position < len(args) else kwargs.get("dropout_p", argument.default_value)
+            return bool(given)
+    return True
+
+
+@contextmanager
+def allocator_events() -> Iterator[list[int]]:
+    """Collects the CPU allocator's events of the block: bytes allocated (> 0) or freed (< 0), in order.
+
+    The list is filled when the block ends. Frees of blocks that were born before are among them; callers make sure
+    that none happen, or tell by the running sum, which then falls below zero.
+    """
+    events: list[int] = []
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        yield events
+    found = profile.profiler.kineto_results.events()
+    # Time stamps tie, so the order of the list decides among equals.
+    stamped = sorted((e.start_ns(), i, e.nbytes()) for i, e in enumerate(found) if e.name() == "[memory]")
+    events.extend(nbytes for _, _, nbytes in stamped)

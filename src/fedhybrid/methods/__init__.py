@@ -1,0 +1,20 @@
+"""Published systems for federated learning, one file each, under one protocol (`fedhybrid.protocols.Method`).
+
+A method is a frozen dataclass: its fields are its options, its four verbs are functions of what they are given. To add
+one, write its file (it opens with the paper), add its line to `METHODS`; the contract suite then tests it.
+"""
+
+from __future__ import annotations
+
+from fedhybrid.methods.fedavg import FedAvg
+from fedhybrid.methods.fedhybrid import FedHybrid
+from fedhybrid.methods.fedprox import FedProx
+from fedhybrid.protocols import Method
+
+__all__ = ["METHODS", "FedAvg", "FedHybrid", "FedProx"]
+
+METHODS: dict[str, type[Method]] = {
+    "fedavg": FedAvg,
+    "fedhybrid": FedHybrid,
+    "fedprox": FedProx,
+}

@@ -1,0 +1,70 @@
+"""The verbs of every method that is FedAvg but for its optimizer or its plans: whole cohort, local training, mean.
+
+A method that changes one of these verbs does not inherit here; it implements the protocol and calls the functions of
+this file that it keeps.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from fedhybrid.methods.local import train_locally
+from fedhybrid.protocols import ClientRuntime, Optimizer, RoundPlan, ServerState
+from fedhybrid.records import ClientTask, Update
+from fedhybrid.seeds import derive_seed
+from fedhybrid.tree import Tensors, average, detached_copy
+
+__all__ = ["AbstractAveraging", "averaged_by_samples", "tasks_for_cohort"]
+
+
+def tasks_for_cohort(server: ServerState, plan: RoundPlan) -> list[ClientTask]:
+    """The same task for every client: the global weights, the round's work, the client's own plan and seed."""
+    return [
+        ClientTask(
+            round_index=plan.round_index,
+            client=client,
+            weights=server.weights,
+            work=plan.work,
+            plan=plan.plans[client],
+            seed=derive_seed(plan.run_seed, purpose="train", round_index=plan.round_index, client=client),
+        )
+        for client in plan.cohort
+    ]
+
+
+def averaged_by_samples(server: ServerState, updates: Sequence[Update]) -> ServerState:
+    """The mean of the clients' models, weighted by the samples that each holds; buffers (statistics of batch norm)
+    are averaged like parameters, so nothing of one client leaks to the next.
+    """
+    mean = average([update.weights for update in updates], [update.num_samples for update in updates])
+    return ServerState(weights=mean, extra=server.extra)
+
+
+class AbstractAveraging(ABC):
+    """FedAvg's four verbs; what is left to a method stands first."""
+
+    @property
+    @abstractmethod
+    def plans(self) -> bool:
+        """Whether each client gets an execution plan for its budget."""
+
+    @abstractmethod
+    def optimizer(self, base: Optimizer) -> Optimizer:
+        """The clients' optimizer, made from the configured one."""
+
+    def init(self, weights: Tensors) -> ServerState:
+        """The initial global model."""
+        return ServerState(weights=detached_copy(weights))
+
+    def assign(self, server: ServerState, plan: RoundPlan) -> list[ClientTask]:
+        """The global model and the same work for everyone."""
+        return tasks_for_cohort(server, plan)
+
+    def train(self, task: ClientTask, client: ClientRuntime) -> Update:
+        """Local epochs of ordinary training."""
+        return train_locally(task, client)
+
+    def aggregate(self, server: ServerState, updates: Sequence[Update]) -> ServerState:
+        """Mean of the models, weighted by samples."""
+        return averaged_by_samples(server, updates)

@@ -1,0 +1,40 @@
+"""A small convolutional network: two convolutions with max-pooling, then one linear layer.
+
+Follows the shape of the CNN in H. B. McMahan et al., "Communication-Efficient Learning of Deep Networks from
+Decentralized Data", AISTATS 2017, section 3. Differs: 3 x 3 kernels, no hidden linear layer.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fedhybrid.models.parts import make_norm, require_image, scaled
+
+__all__ = ["Cnn"]
+
+
+class Cnn(nn.Module):
+    """Two convolutions with max-pooling and a linear layer; maps (b, c, h, w) to (b, classes), h and w at least 4."""
+
+    def __init__(
+        self, *, input_shape: tuple[int, int, int], classes: int, width: float = 1.0, norm: str = "none"
+    ) -> None:
+        super().__init__()
+        channels = require_image("cnn", input_shape, least_side=4)
+        _, image_height, image_width = input_shape
+        first, second = scaled(32, width), scaled(64, width)
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, first, 3, padding=1),
+            make_norm(norm, first),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(first, second, 3, padding=1),
+            make_norm(norm, second),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
+        self.head = nn.Linear(second * (image_height // 4) * (image_width // 4), classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores."""
+        return self.head(self.features(x).flatten(1))  # type: ignore[no-any-return]

@@ -1,0 +1,64 @@
+"""Seconds and workspace bytes of every call of a step, by signature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from fedhybrid.graph import Op, StepGraph
+from fedhybrid.opwork import OpWork
+from fedhybrid.planner.calls import Update, signature, update_signature
+from fedhybrid.planner.work import op_work
+from fedhybrid.protocols import Optimizer
+
+__all__ = ["CallCost", "CostTable"]
+
+
+@dataclass(frozen=True)
+class CallCost:
+    """What one call costs. `workspace_bytes`: the allocator's peak inside the call beyond what it leaves behind."""
+
+    seconds: float
+    workspace_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostTable:
+    """Costs by signature; `works` says how much arithmetic each signature is, so that other devices can price it.
+
+    `exact_affine`: on this machine batch norm may be replayed from its saved statistics (see `planner.calls`).
+    """
+
+    calls: dict[str, CallCost]
+    works: dict[str, OpWork]
+    exact_affine: bool
+
+    def of_op(self, graph: StepGraph, op: Op) -> CallCost:
+        """Cost of an operator or of a replay form."""
+        return self.calls[signature(graph, op)]
+
+    def of_update(self, graph: StepGraph, update: Update, optimizer: Optimizer) -> CallCost:
+        """Cost of one parameter's update."""
+        return self.calls[update_signature(graph, update, optimizer)]
+
+    def priced(self, op_seconds: Callable[[OpWork], float]) -> CostTable:
+        """The same calls on another device: its seconds, the workspace measured here."""
+        calls = {key: replace(cost, seconds=op_seconds(self.works[key])) for key, cost in self.calls.items()}
+        return replace(self, calls=calls)
+
+    @property
+    def kernel_s(self) -> float:
+        """Sum over the distinct calls of their seconds (FedHybrid's compute statistic is its inverse)."""
+        return sum(cost.seconds for cost in self.calls.values())
+
+
+def work_of_update(graph: StepGraph, update: Update, optimizer: Optimizer) -> OpWork:
+    """An update reads and writes the parameter and each state tensor, and reads the gradient."""
+    param = graph.values[update.param]
+    tensors = 1 + len(optimizer.state_names)
+    return OpWork("optimizer", 2.0 * tensors * param.numel, (2 * tensors + 1) * param.nbytes)
+
+
+def work_of_op(graph: StepGraph, op: Op) -> OpWork:
+    """As `op_work`."""
+    return op_work(graph, op)

@@ -1,0 +1,50 @@
+"""Reference solvers: nothing dropped, everything dropped, and one checkpoint a block as people set them by hand."""
+
+from __future__ import annotations
+
+from fedhybrid.planner.problem import Problem
+from fedhybrid.planner.schedule import Decision
+from fedhybrid.planner.solvers.base import Decisions, Effort, Solution
+
+__all__ = ["block_inputs", "checkpoint_blocks", "keep_all", "keep_only", "recompute_all"]
+
+
+def keep_all(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
+    """Keeps everything: the captured program as it is."""
+    return effort.evaluate(problem, {})
+
+
+def recompute_all(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
+    """Drops everything that can be made again and keeps each replayed value until its last use."""
+    return effort.evaluate(problem, dict.fromkeys(problem.candidates, Decision.RECOMPUTE))
+
+
+def checkpoint_blocks(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
+    """Keeps only block inputs, as `torch.utils.checkpoint` round every block would."""
+    return effort.evaluate(problem, keep_only(problem, block_inputs(problem), Decision.RECOMPUTE))
+
+
+def keep_only(problem: Problem, kept: list[int], otherwise: Decision) -> Decisions:
+    """Decisions that keep `kept` and give every other candidate `otherwise`."""
+    return {s: otherwise for s in problem.candidates if s not in set(kept)}
+
+
+def block_inputs(problem: Problem) -> list[int]:
+    """Candidates through which the whole forward pass flows (articulation points), in order.
+
+    Between two of them lies one block: nothing else crosses from what is before to what is after.
+    """
+    last_forward: dict[int, int] = {}
+    for position in range(problem.backward_at):
+        for storage in problem.ops[position].reads:
+            last_forward[storage] = position
+    candidates = set(problem.candidates)
+    crossing: set[int] = set()
+    found: list[int] = []
+    for position in range(problem.backward_at):
+        op = problem.ops[position]
+        crossing = {s for s in crossing if last_forward[s] > position}
+        crossing.update(s for s in op.births if last_forward.get(s, -1) > position)
+        if len(crossing) == 1 and (only := next(iter(crossing))) in candidates and (not found or found[-1] != only):
+            found.append(only)
+    return found

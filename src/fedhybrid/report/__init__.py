@@ -1,0 +1,8 @@
+"""What a run shows: its records read back, figures, and one page that opens from disk."""
+
+from __future__ import annotations
+
+from fedhybrid.report.load import RunRecords, load_records, load_runs
+from fedhybrid.report.page import write_report
+
+__all__ = ["RunRecords", "load_records", "load_runs", "write_report"]

@@ -1,0 +1,38 @@
+"""The figures of a report, in the order of the page. A new one is a file with `draw` and `caption`, and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from fedhybrid.report.figures import accuracy, cohorts, participation, peaks, timeline
+from fedhybrid.report.figures.style import DARK, LIGHT, Theme, themed
+from fedhybrid.report.load import Runs
+
+__all__ = ["DARK", "FIGURES", "LIGHT", "Drawing", "Theme", "themed"]
+
+
+class Drawing(NamedTuple):
+    """`draw` gives None where the records hold nothing to draw; `needs` then says what is missing."""
+
+    title: str
+    draw: Callable[[Runs, Theme], Figure | None]
+    caption: Callable[[Runs], str]
+    needs: str
+
+
+FIGURES: dict[str, Drawing] = {
+    "accuracy": Drawing("Accuracy over virtual time", accuracy.draw, accuracy.caption, "a completed round"),
+    "peaks": Drawing(
+        "Budget, planned and measured peak of every device", peaks.draw, peaks.caption, "a task given to a device"
+    ),
+    "participation": Drawing(
+        "Participation by budget tier", participation.draw, participation.caption, "a task given to a device"
+    ),
+    "timeline": Drawing(
+        "Memory over one step, before and after planning", timeline.draw, timeline.caption, "a plan with its timelines"
+    ),
+    "cohorts": Drawing("Cohort of each round", cohorts.draw, cohorts.caption, "a task given to a device"),
+}

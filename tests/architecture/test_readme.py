@@ -1,0 +1,44 @@
+"""The README's Python compiles and runs, its commands exist, its links lead somewhere, and no gap is left in it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fedhybrid.cli.app import app
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+COMMANDS = {command.name for command in app.registered_commands}
+
+
+def test_python_blocks_compile() -> None:
+    assert BLOCKS
+    for number, block in enumerate(BLOCKS):
+        compile(block, f"README block {number}", "exec")
+
+
+def test_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(BLOCKS[0], "README block 0", "exec"), {})
+    found = re.search(r"(\d+) of (\d+) bytes", capsys.readouterr().out)
+    assert found is not None
+    assert int(found[1]) < int(found[2])
+
+
+def test_commands_exist() -> None:
+    named = re.findall(r"\bfedhybrid ([a-z]+)\b(?= [A-Z\[-]|`| [a-z0-9_/]+ )", README)
+    assert named
+    assert set(named) <= COMMANDS
+
+
+def test_links_lead_somewhere() -> None:
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target]
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_no_gap_is_left() -> None:
+    assert "GAP" not in README

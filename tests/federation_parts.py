@@ -1,0 +1,75 @@
+"""Small real federations for tests: two kinds of device, the embedded digits, a narrow network."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedhybrid.data import Split, load_dataset
+from fedhybrid.devices import load_profile
+from fedhybrid.engine.plans import PlanBook
+from fedhybrid.engine.runtime import Workbench, classification_loss
+from fedhybrid.executor import SGD, PreparedStep, TrainStep, prepare_step
+from fedhybrid.models import build_model
+from fedhybrid.protocols import Optimizer
+from fedhybrid.records import IntArray
+
+BATCH = 8
+DEVICES = {name: load_profile(name) for name in ("laptop", "raspberry-pi-4")}
+SHARDS: tuple[IntArray, ...] = (np.arange(0, 40), np.arange(40, 59), np.arange(60, 63))
+
+RECIPE: dict[str, Any] = {
+    "method": "fedhybrid",
+    "policy": "fedhybrid",
+    "model": "mobilenet_v2",
+    "dataset": "digits",
+    "rounds": 3,
+    "seed": 5,
+    "model_options": {"width": 0.1},
+    "data": {"clients": 8, "alpha": 0.5},
+    "fleet": {
+        "clients_per_round": 3,
+        "tiers": [
+            {"name": "weak", "budget": "40%", "device": "raspberry-pi-4"},
+            {"name": "strong", "budget": "100%", "device": "laptop"},
+        ],
+    },
+    "train": {"batch_size": BATCH, "lr": 0.05, "momentum": 0.5},
+}
+
+
+def recipe(**changes: Any) -> dict[str, Any]:
+    """The small recipe with some top-level entries replaced."""
+    return copy.deepcopy(RECIPE) | changes
+
+
+def small_split() -> Split:
+    """The digits' training half."""
+    return load_dataset("digits").train
+
+
+def small_model(seed: int = 0) -> nn.Module:
+    """A narrow CNN on digits."""
+    return build_model("cnn", input_shape=(1, 32, 32), classes=10, seed=seed, options={"width": 0.25})
+
+
+def prepared_step(model: nn.Module, optimizer: Optimizer | None = None) -> PreparedStep:
+    """The step of `model`, priced for a laptop."""
+    batch = small_split().batch(torch.arange(BATCH))
+    optimizer = optimizer or SGD(lr=0.05, momentum=0.5)
+    return prepare_step(model, classification_loss, batch, optimizer, op_seconds=DEVICES["laptop"].op_time_s)
+
+
+def plan_book(prepared: PreparedStep, folder: Path, *, enabled: bool = True, solver: str = "auto") -> PlanBook:
+    """A plan book for both devices."""
+    return PlanBook(prepared, DEVICES, folder, enabled=enabled, actions=("recompute",), solver=solver)
+
+
+def workbench(model: nn.Module, prepared: PreparedStep) -> Workbench:
+    """A workbench at which any client can train."""
+    return Workbench(model=model, step=TrainStep(prepared, prepared.keep_all()), split=small_split())

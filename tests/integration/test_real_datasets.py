@@ -1,0 +1,33 @@
+"""The real data sets, where they lie: in the folder FEDHYBRID_DATA, or in ../shared/data beside the repository."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fedhybrid.data import load_dataset
+
+ROOT = Path(os.environ.get("FEDHYBRID_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+
+
+@pytest.mark.skipif(not (ROOT / "FashionMNIST" / "raw").is_dir(), reason="needs FEDHYBRID_DATA with FashionMNIST/raw")
+def test_fashion_mnist() -> None:
+    data = load_dataset("fashion-mnist", ROOT)
+    assert (len(data.train), len(data.test), data.input_shape) == (60_000, 10_000, (1, 28, 28))
+    assert data.train.labels.bincount().tolist() == [6000] * 10
+    # The published statistics of the training images.
+    assert data.train.mean == pytest.approx((0.2860,), abs=5e-5)
+    assert data.train.std == pytest.approx((0.3530,), abs=5e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / "cifar10-from-jpeg").is_dir(), reason="needs FEDHYBRID_DATA with cifar10-from-jpeg")
+def test_cifar10_from_jpeg() -> None:
+    data = load_dataset("cifar10", ROOT)
+    assert data.name == "cifar10-from-jpeg"
+    assert (len(data.train), len(data.test), data.input_shape) == (50_000, 10_000, (3, 32, 32))
+    assert data.train.labels.bincount().tolist() == [5000] * 10
+    assert data.train.mean == pytest.approx((0.4913, 0.4821, 0.4465), abs=5e-5)
+    assert data.train.std == pytest.approx((0.2452, 0.2428, 0.2606), abs=5e-5)

@@ -1,0 +1,176 @@
+"""The page: one file that needs nothing else, says the numbers of the records, and shows what went wrong."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib
+import pytest
+from tests.unit.report_runs import write_run
+
+from fedhybrid.errors import ConfigError
+from fedhybrid.records import append_jsonl, as_json
+from fedhybrid.report import load_records, write_report
+from fedhybrid.report.load import load_runs
+from fedhybrid.report.sentences import headline, key_facts, notices
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to, its text, and whether its tags are balanced."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.words: list[str] = []
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in {"meta", "source", "img"}:
+            self.open.append(tag)
+        self.references += [value or "" for name, value in attrs if name in {"src", "srcset", "href", "action", "data"}]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.words.append(data.replace("\u00a0", " "))
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("variants")
+    write_run(folder / "exclusion", policy="exclusion", best_ratio=0.8)
+    write_run(folder / "fedhybrid", failing=0.1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(variants: Path) -> Page:
+    return Page(write_report(variants).read_text())
+
+
+def test_the_page_lies_above_the_variants_with_its_figures(variants: Path, page: Page) -> None:
+    assert (variants / "report.html").is_file()
+    found = sorted(path.name for path in (variants / "figures").iterdir())
+    assert found == ["accuracy.png", "cohorts.png", "participation.png", "peaks.png", "timeline.png"]
+    assert all((variants / "figures" / name).read_bytes().startswith(PNG_SIGNATURE) for name in found)
+    assert page.open == []
+
+
+def test_the_page_needs_nothing_else(variants: Path, page: Page) -> None:
+    assert len(page.references) == 10  # five figures, light and dark
+    for reference in page.references:
+        kind, _, data = reference.partition(",")
+        assert kind == "data:image/png;base64"
+        assert base64.b64decode(data, validate=True).startswith(PNG_SIGNATURE)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    html = (variants / "report.html").read_text()
+    assert "http:" not in html
+    assert "https:" not in html
+    assert "url(" not in html
+    assert "@import" not in html
+    shown = [base64.b64decode(r.partition(",")[2]) for r in page.references]
+    assert (variants / "figures" / "accuracy.png").read_bytes() in shown
+
+
+def test_the_page_says_the_numbers_of_the_records(variants: Path, page: Page) -> None:
+    for label in ("fedhybrid", "exclusion"):
+        summary = load_records(variants / label).summary
+        assert summary is not None
+        assert f"{100 * summary.final_accuracy:.1f} %" in page.text
+        reached = sum(tier["reached"] for tier in summary.participation.values())
+        assert f"with {reached} of 30 devices" in page.text
+    measured = sum(t.measured_peak_bytes is not None for r in load_runs(variants).values() for t in r.clients)
+    assert f"over budget 0 of {measured} tasks whose measured peak" in page.text
+    assert "planned 29.96 MiB, measured 29.94 MiB" in page.text
+    assert "policy exclusion fedhybrid" in page.text  # the settings that differ
+    assert 'partition = "dirichlet"' in page.text  # the whole configuration
+
+
+def test_failed_tasks_are_listed_with_their_reason(variants: Path, page: Page) -> None:
+    failed = [t for t in load_records(variants / "fedhybrid").clients if t.outcome != "completed" and t.tier == "25%"]
+    devices = len({t.client for t in failed})
+    row = f"fedhybrid 25% out of memory another application took 12 MiB {len(failed)} {devices} {failed[0].round}"
+    assert row in page.text
+
+
+def test_the_same_records_give_the_same_page_and_matplotlib_is_left_as_it_was(variants: Path, page: Page) -> None:
+    first = (variants / "report.html").read_bytes()
+    before = dict(matplotlib.rcParams)
+    assert write_report(variants).read_bytes() == first
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_an_unfinished_run_is_drawn_and_says_so(tmp_path: Path) -> None:
+    page = Page(write_report(write_run(tmp_path / "run", rounds=4, finished=False)).read_text())
+    assert "run is unfinished: 4 of 4 rounds are done." in page.text
+    assert "run is at" in page.text
+    assert len(page.references) == 10
+
+
+def test_text_from_the_records_is_never_markup(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=1)
+    task = load_records(folder).clients[0]
+    hostile = dataclasses.replace(task, outcome="crash", detail='<script>alert("x")</script>', tier="<b>$x_1$</b>")
+    append_jsonl(folder / "clients.jsonl", [hostile])
+    page = Page(write_report(folder).read_text())
+    assert "script" not in page.tags
+    assert "b" not in page.tags
+    assert '<script>alert("x")</script>' in page.text
+
+
+def test_an_earlier_figure_does_not_outlive_its_records(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=1)
+    write_report(folder)
+    assert (folder / "figures" / "timeline.png").is_file()
+    for plan in (folder / "plans").iterdir():
+        plan.unlink()
+    page = Page(write_report(folder).read_text())
+    assert not (folder / "figures" / "timeline.png").exists()
+    assert "this figure needs a plan with its timelines" in page.text
+
+
+def test_contradicting_records_are_pointed_out(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=2, over_budget=True)
+    summary = load_records(folder).summary
+    assert summary is not None
+    assert summary.budget_violations == 1
+    assert notices(load_runs(folder)) == ["run: 1 tasks measured a peak above their device's budget."]
+    (folder / "summary.json").write_text(as_json(dataclasses.replace(summary, budget_violations=0)))
+    assert "summary.json says 0 budget violations" in notices(load_runs(folder))[0]
+    assert key_facts(load_runs(folder))[0].value.startswith("1 of ")
+
+
+def test_headline_of_many_runs_names_the_best_and_the_spread(tmp_path: Path) -> None:
+    for i in range(5):
+        write_run(tmp_path / f"v{i}", rounds=25, best_ratio=0.9 - 0.1 * i)
+    text = headline(load_runs(tmp_path))
+    assert text.startswith("v0 reached")
+    assert "the other 4 runs reached" in text
+    assert "v1" not in text
+
+
+def test_a_folder_without_a_run_is_refused_and_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not the folder of a run"):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_figure_window_can_open() -> None:
+    code = "import sys, fedhybrid.report; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,173 @@
+"""A run's folder and checkpoint: nothing is lost silently, and half-written things do no harm."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedhybrid.engine.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from fedhybrid.engine.files import append_durably, truncate_to, write_atomically
+from fedhybrid.engine.folder import RunFolder, claim_folder
+from fedhybrid.errors import ConfigError
+from fedhybrid.protocols import ServerState
+from fedhybrid.records import RoundRecord
+
+CONFIG: dict[str, Any] = {"method": "fedavg", "rounds": 4, "train": {"lr": 0.1, "epochs": 1}}
+
+
+def record(number: int) -> RoundRecord:
+    return RoundRecord(
+        round=number, virtual_time_s=1.5 * number, accuracy=0.5, loss=None, train_loss=1.0, cohort=[1, 2], completed=2,
+        failed=0, bytes_up=10, bytes_down=20, wall_time_s=0.1,
+    )  # fmt: skip
+
+
+def checkpoint(**changes: Any) -> Checkpoint:
+    fields: dict[str, Any] = {
+        "next_round": 3,
+        "now_s": 0.1 + 0.2,
+        "wall_time_s": 7.0,
+        "rounds_length_bytes": 0,
+        "clients_length_bytes": 0,
+        "policy": {"arms": {"3": [1, 0.25]}},
+        "server": ServerState(
+            weights={"w": torch.randn(3, 2), "count": torch.tensor(5)}, extra={"w": torch.randn(4)}
+        ),
+    }
+    return Checkpoint(**(fields | changes))
+
+
+class TestCheckpoint:
+    def test_comes_back_as_it_was(self, tmp_path: Path) -> None:
+        before = checkpoint()
+        write_checkpoint(tmp_path / "c", before)
+        after = read_checkpoint(tmp_path / "c")
+        assert (after.next_round, after.now_s, after.policy) == (3, 0.1 + 0.2, before.policy)
+        for stored, original in ((after.server.weights, before.server.weights), (after.server.extra, before.server.extra)):
+            assert stored.keys() == original.keys()
+            assert all(torch.equal(stored[n], original[n]) and stored[n].dtype == original[n].dtype for n in original)
+
+    def test_same_state_gives_the_same_bytes(self, tmp_path: Path) -> None:
+        state = checkpoint()
+        for name in "ab":
+            write_checkpoint(tmp_path / name, state)
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+    @pytest.mark.parametrize("content", [b"", b"no safetensors at all", b"\x02\0\0\0\0\0\0\0{}"])
+    def test_a_damaged_file_is_one_clear_line(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "c").write_bytes(content)
+        with pytest.raises(ConfigError, match="is no checkpoint of a run"):
+            read_checkpoint(tmp_path / "c")
+
+
+class TestFiles:
+    def test_replacing_leaves_no_left_overs(self, tmp_path: Path) -> None:
+        for text in ("one", "two"):
+            write_atomically(tmp_path / "f", text)
+        assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("f", "two")]
+
+    def test_lengths(self, tmp_path: Path) -> None:
+        path = tmp_path / "f"
+        assert truncate_to(path, 0)
+        first = append_durably(path, ["a", "bc"])
+        append_durably(path, ["later"])
+        assert truncate_to(path, first)
+        assert path.read_text() == "a\nbc\n"
+        assert not truncate_to(path, first + 1)
+
+
+class TestRestore:
+    def test_lines_after_the_checkpoint_go(self, tmp_path: Path) -> None:
+        folder = RunFolder(tmp_path)
+        lengths = folder.append(record(0), [])
+        folder.store(checkpoint(next_round=1, rounds_length_bytes=lengths[0], clients_length_bytes=lengths[1]))
+        folder.append(record(1), [])
+        with (tmp_path / "rounds.jsonl").open("a") as out:
+            out.write('{"round": 2, "virtu')  # what a killed process leaves
+        restored = RunFolder(tmp_path).restore()
+        assert restored is not None
+        assert restored.next_round == 1
+        assert RunFolder(tmp_path).rounds() == [record(0)]
+
+    def test_before_the_first_checkpoint_everything_starts_again(self, tmp_path: Path) -> None:
+        RunFolder(tmp_path).append(record(0), [])
+        assert RunFolder(tmp_path).restore() is None
+        assert RunFolder(tmp_path).rounds() == []
+
+    def test_lost_lines_are_refused(self, tmp_path: Path) -> None:
+        RunFolder(tmp_path).store(checkpoint(rounds_length_bytes=100))
+        with pytest.raises(ConfigError, match=r"rounds\.jsonl has lost lines"):
+            RunFolder(tmp_path).restore()
+
+
+class TestClaim:
+    def test_new_and_empty_folders(self, tmp_path: Path) -> None:
+        claim_folder(tmp_path / "a/b", CONFIG, resume=False)
+        claim_folder(tmp_path / "c", CONFIG, resume=True)
+        assert (tmp_path / "a/b/config.toml").is_file()
+        assert (tmp_path / "c/config.toml").is_file()
+
+    def test_left_overs_of_a_killed_process_do_not_count(self, tmp_path: Path) -> None:
+        (tmp_path / "config.toml.tmp").write_text("meth")
+        (tmp_path / ".lock").touch()
+        claim_folder(tmp_path, CONFIG, resume=False)
+
+    def test_a_run_is_not_overwritten(self, tmp_path: Path) -> None:
+        claim_folder(tmp_path, CONFIG, resume=False)
+        with pytest.raises(ConfigError, match="unfinished run already; add --resume"):
+            claim_folder(tmp_path, CONFIG, resume=False)
+        (tmp_path / "summary.json").write_text("{}")
+        with pytest.raises(ConfigError, match="a finished run already"):
+            claim_folder(tmp_path, CONFIG, resume=False)
+
+    def test_what_is_no_run_is_not_touched(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.tex").write_text("years of work")
+        for resume in (True, False):
+            with pytest.raises(ConfigError, match="not empty and holds no run"):
+                claim_folder(tmp_path, CONFIG, resume=resume)
+        assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+    def test_a_file_is_no_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "f").touch()
+        with pytest.raises(ConfigError, match="is a file"):
+            claim_folder(tmp_path / "f", CONFIG, resume=False)
+
+    def test_another_configuration_does_not_go_on(self, tmp_path: Path) -> None:
+        claim_folder(tmp_path, CONFIG, resume=False)
+        other = {"method": "fedprox", "rounds": 4, "train": {"lr": 0.2, "epochs": 1}}
+        with pytest.raises(ConfigError) as caught:
+            claim_folder(tmp_path, other, resume=True)
+        assert len(caught.value.problems) == 2
+        assert "method was 'fedavg'" in caught.value.problems[0]
+        assert "train.lr was 0.1" in caught.value.problems[1]
+
+    def test_rounds_may_grow_and_not_shrink(self, tmp_path: Path) -> None:
+        claim_folder(tmp_path, CONFIG, resume=False)
+        claim_folder(tmp_path, CONFIG | {"rounds": 9}, resume=True)
+        with pytest.raises(ConfigError, match="rounds was 9"):
+            claim_folder(tmp_path, CONFIG, resume=True)
+
+
+def _hold_lock(path: str, held: Any, release: Any) -> None:
+    with RunFolder(Path(path)).locked():
+        held.set()
+        release.wait()
+
+
+def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedhybrid.engine.folder._LOCK_PATIENCE_S", 0.2)
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    other = context.Process(target=_hold_lock, args=(str(tmp_path), held, release))
+    other.start()
+    assert held.wait(60)
+    with pytest.raises(ConfigError, match="another process is running"), RunFolder(tmp_path).locked():
+        pass
+    release.set()
+    other.join()
+    with RunFolder(tmp_path).locked():
+        pass
