@@ -33,9 +33,7 @@ class Setting:
     weights: Tensors
 
     def tasks(self) -> list[ClientTask]:
-        plan = RoundPlan(
-            round_index=4, cohort=COHORT, plans={0: "a", 1: None, 2: "b"}, work=WORK, run_seed=11
-        )
+        plan = RoundPlan(round_index=4, cohort=COHORT, plans={0: "a", 1: None, 2: "b"}, work=WORK, run_seed=11)
         return self.method.assign(self.method.init(self.weights), plan)
 
     def train(self, task: ClientTask) -> Update:
@@ -50,9 +48,7 @@ def setting(request: pytest.FixtureRequest) -> Setting:
     with one_thread():
         prepared = prepared_step(model, method.optimizer(SGD(lr=0.05, momentum=0.5)))
         bench = workbench(model, prepared)
-    return Setting(
-        method=method, bench=bench, program=prepared.keep_all(), weights=detached_copy(tensors_of(model))
-    )
+    return Setting(method=method, bench=bench, program=prepared.keep_all(), weights=detached_copy(tensors_of(model)))
 
 
 def same(one: Tensors, other: Tensors) -> bool:
@@ -163,9 +159,9 @@ def test_fedprox_pulls_towards_the_start() -> None:
         start = detached_copy(tensors_of(model))
         with one_thread():
             prepared = prepared_step(model, method.optimizer(SGD(lr=0.05)))
-            setting = Setting(method=method, bench=workbench(model, prepared), program=prepared.keep_all(), weights=start)
+            setting = Setting(
+                method=method, bench=workbench(model, prepared), program=prepared.keep_all(), weights=start
+            )
             update = setting.train(setting.tasks()[0])
         distances.append(sum(float((update.weights[n] - start[n]).square().sum()) for n in start))
     assert distances[0] > distances[1] > distances[2] > 0
-
-

@@ -29,7 +29,9 @@ class Scene:
     bench: Workbench
     fleet: Fleet
 
-    def driver(self, budgets_bytes: list[int] | None = None, shards: tuple[np.ndarray, ...] = SHARDS) -> InProcessDriver:
+    def driver(
+        self, budgets_bytes: list[int] | None = None, shards: tuple[np.ndarray, ...] = SHARDS
+    ) -> InProcessDriver:
         whole = self.book.eager_peak_bytes
         return InProcessDriver(
             fleet=self.fleet,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,7 @@ def checkpoint(**changes: Any) -> Checkpoint:
         "rounds_length_bytes": 0,
         "clients_length_bytes": 0,
         "policy": {"arms": {"3": [1, 0.25]}},
-        "server": ServerState(
-            weights={"w": torch.randn(3, 2), "count": torch.tensor(5)}, extra={"w": torch.randn(4)}
-        ),
+        "server": ServerState(weights={"w": torch.randn(3, 2), "count": torch.tensor(5)}, extra={"w": torch.randn(4)}),
     }
     return Checkpoint(**(fields | changes))
 
@@ -47,7 +46,10 @@ class TestCheckpoint:
         write_checkpoint(tmp_path / "c", before)
         after = read_checkpoint(tmp_path / "c")
         assert (after.next_round, after.now_s, after.policy) == (3, 0.1 + 0.2, before.policy)
-        for stored, original in ((after.server.weights, before.server.weights), (after.server.extra, before.server.extra)):
+        for stored, original in (
+            (after.server.weights, before.server.weights),
+            (after.server.extra, before.server.extra),
+        ):
             assert stored.keys() == original.keys()
             assert all(torch.equal(stored[n], original[n]) and stored[n].dtype == original[n].dtype for n in original)
 
@@ -152,22 +154,17 @@ class TestClaim:
             claim_folder(tmp_path, CONFIG, resume=True)
 
 
-def _hold_lock(path: str, held: Any, release: Any) -> None:
-    with RunFolder(Path(path)).locked():
-        held.set()
-        release.wait()
-
-
 def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedhybrid.engine.folder._LOCK_PATIENCE_S", 0.2)
-    context = multiprocessing.get_context("spawn")
-    held, release = context.Event(), context.Event()
-    other = context.Process(target=_hold_lock, args=(str(tmp_path), held, release))
-    other.start()
-    assert held.wait(60)
-    with pytest.raises(ConfigError, match="another process is running"), RunFolder(tmp_path).locked():
-        pass
-    release.set()
-    other.join()
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(ConfigError, match="another process is running"), RunFolder(tmp_path).locked():
+            pass
+        other.kill()
     with RunFolder(tmp_path).locked():
         pass

@@ -37,7 +37,12 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 _OLDEST, _NEWEST = (2, 11), (2, 13)
 
 # Views whose schema does not say so.
-_SILENT_VIEWS = {"aten._unsafe_view.default"}
+_SILENT_VIEWS = {
+    "aten._unsafe_view.default",
+    "aten.unsafe_chunk.default",
+    "aten.unsafe_split.Tensor",
+    "aten.unsafe_split_with_sizes.default",
+}
 
 # The schema of these does not say that they write their running statistics (arguments 3 and 4) in training.
 _SILENT_WRITERS = {"aten.native_batch_norm.default": (3, 4, 5)}  # two written arguments, then the flag `training`

@@ -41,6 +41,10 @@ IN_PLACE_FORMS: dict[str, tuple[str, tuple[int, ...], str | None]] = {
 }
 
 
+# A storage smaller than this share of all droppable bytes is always kept.
+_NEGLIGIBLE_RATIO = 1e-4
+
+
 @dataclass(frozen=True, slots=True)
 class PlanOp:
     """An op as the planner sees it.
@@ -147,6 +151,9 @@ def make_problem(
     ]
     state_bytes = optimizer_state_bytes(graph, optimizer)
     candidates = [s for s in replays if s in uses]
+    # Saved statistics and the like: dropping them frees next to nothing, and each would be one more decision.
+    least = sum(graph.storages[s].nbytes for s in candidates) * _NEGLIGIBLE_RATIO
+    candidates = [s for s in candidates if graph.storages[s].nbytes >= least]
     return Problem(
         graph=graph,
         costs=costs,

@@ -1,0 +1,85 @@
+"""What the tests of the memory engine share: small models, and the same training in plain PyTorch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fedhybrid as fh
+from fedhybrid.executor.optimizer import torch_twin
+from fedhybrid.models import build_model
+
+SMALL: dict[str, dict[str, Any]] = {
+    "cnn": {"width": 0.5},
+    "mobilenet_v2": {"width": 0.25},
+    "resnet18": {"width": 0.125},
+    "resnet20": {"width": 0.5},
+    "vit": {"depth": 3, "dim": 24, "heads": 3},
+}
+OPTIMIZERS = {
+    "sgd": fh.SGD(lr=0.05, momentum=0.9),
+    "sgd-plain": fh.SGD(lr=0.05),
+    "sgd-nesterov-decay": fh.SGD(lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
+    "adam": fh.Adam(lr=1e-3, weight_decay=1e-2),
+    "adamw": fh.AdamW(lr=1e-3),
+}
+
+
+def small_model(name: str, **options: Any) -> nn.Module:
+    return build_model(name, input_shape=(3, 16, 16), classes=10, seed=0, options=SMALL[name] | options)
+
+
+def image_batch(batch: int = 4, side: int = 16, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, 3, side, side, generator=generator)
+    return x, torch.randint(0, 10, (batch,), generator=generator)
+
+
+def eager_training(
+    model: nn.Module, loss_fn: Callable[..., Tensor], batches: list[Any], optimizer: Any
+) -> tuple[nn.Module, torch.optim.Optimizer, list[Tensor]]:
+    """A copy of `model` after plain training on `batches`, with torch's generator seeded to 0 at the start."""
+    model = copy.deepcopy(model)
+    twin = torch_twin(optimizer, model.parameters())
+    assert twin is not None
+    losses = []
+    torch.manual_seed(0)
+    for batch in batches:
+        twin.zero_grad(set_to_none=True)
+        loss = loss_fn(model, batch) if isinstance(batch, dict) else loss_fn(model(batch[0]), batch[1])
+        loss.backward()
+        twin.step()
+        losses.append(loss.detach())
+    return model, twin, losses
+
+
+def planned_training(step: fh.TrainStep, batches: list[Any]) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [step(batch) if isinstance(batch, dict) else step(*batch) for batch in batches]
+
+
+def assert_same_bits(step: fh.TrainStep, losses: list[Tensor], eager: tuple[Any, Any, list[Tensor]]) -> None:
+    """Losses, parameters, buffers and optimizer state equal those of `eager_training` bit for bit."""
+    model, twin, eager_losses = eager
+    assert torch.equal(torch.stack(losses), torch.stack(eager_losses))
+    expected, found = model.state_dict(), step.prepared.model.state_dict()
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
+    for name, param in model.named_parameters():
+        for key, tensor in step.optimizer_state.get(name, {}).items():
+            assert torch.equal(tensor, twin.state[param][key]), (name, key)
+
+
+def assert_plan_holds(step: fh.TrainStep, budget_bytes: int | None = None) -> None:
+    """The allocator's peak of a real step is the planned one, byte for byte, and within the budget."""
+    assert step.measured_peak_bytes() == step.plan.peak_bytes
+    if budget_bytes is not None:
+        assert step.plan.peak_bytes <= budget_bytes
+
+
+cross_entropy = F.cross_entropy
