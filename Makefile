@@ -31,7 +31,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: setup
 	rm -rf $(DEMO)
 	$(BIN)/fedhybrid run recipes/quickstart.toml --out $(DEMO)
-	@echo "Open $(CURDIR)/$(DEMO)/report.html in a browser."
 
 test: setup
 	$(BIN)/pytest -q

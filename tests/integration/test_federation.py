@@ -127,7 +127,8 @@ class TestRecords:
         assert list(summary.participation) == ["weak", "strong"]
         for tier, counts in summary.participation.items():
             tasks = [task for task in whole.clients if task.tier == tier]
-            assert counts == {"clients": 12, "reached": len({t.client for t in tasks}), "tasks": len(tasks), "failed": 0}
+            reached = len({task.client for task in tasks})
+            assert counts == {"clients": 12, "reached": reached, "tasks": len(tasks), "failed": 0}
         for target, reached_s in summary.time_to_accuracy_s.items():
             first = next((r.virtual_time_s for r in whole.rounds if r.accuracy >= float(target)), None)
             assert reached_s == first
@@ -190,6 +191,7 @@ class TestKilled:
         same_run(whole.folder, out)
         assert {path: path.stat().st_mtime_ns for path in plans} == plans  # read, not solved again
 
+    @pytest.mark.slow
     def test_so_do_variants_in_processes_of_their_own(self, tmp_path: Path) -> None:
         raw, out = recipe(rounds=4, compare=VARIANTS), tmp_path / "run"
         _killed(raw, out, after_rounds=1, watched=out / "ours")

@@ -31,8 +31,6 @@ class _Commands(TyperGroup):
     """Ends every command with the exit code that its error stands for; click's own errors pass through."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        # torch's profiler announces each start and stop on standard error from this level down; 6 is above them all.
-        os.environ.setdefault("KINETO_LOG_LEVEL", "6")
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):

@@ -79,7 +79,7 @@ def _table(planned: Planned) -> Table:
         table.add_row(name, format_bytes(total_bytes), f"{(total_bytes - plan.resident_bytes) / above_bytes:.1%}")
 
     table.add_row("resident", format_bytes(plan.resident_bytes), "parameters, buffers, optimizer state, batch")
-    eager_share = "100.0%: every per cent here is of eager's peak above resident"
+    eager_share = "100.0% is eager's peak above resident"
     table.add_row("eager peak", format_bytes(plan.eager_peak_bytes), eager_share)
     add_bytes("keep-all peak", plan.keep_all_peak_bytes)
     if plan.budget_bytes is not None:

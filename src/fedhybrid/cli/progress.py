@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, final
 
@@ -76,7 +77,7 @@ class Bars:
 
 @final
 class Lines:
-    """About ten lines for each variant, for logs."""
+    """At most ten lines or so for each variant, for logs."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -104,7 +105,7 @@ class Lines:
         """Says every tenth part of the run, and the last round."""
         rounds = self._rounds[label]
         done = record.round + 1
-        if done % max(1, rounds // LINES_PER_RUN) == 0 or done == rounds:
+        if done % math.ceil(rounds / LINES_PER_RUN) == 0 or done == rounds:
             self._say(f"{label or 'run'}: round {done}/{rounds}, {_figures(record)}")
 
     def on_end(self, label: str, summary: Summary) -> None:

@@ -69,7 +69,7 @@ def run(
 
 def _table(summaries: dict[str, Summary]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in ("run", "accuracy", "best", "virtual time", "real time", "clients reached", "over budget"):
+    for heading in ("run", "accuracy", "best", "virtual time", "real time", "reached", "over budget"):
         table.add_column(heading, justify="left" if heading == "run" else "right")
     for label, summary in summaries.items():
         reached = sum(tier["reached"] for tier in summary.participation.values())

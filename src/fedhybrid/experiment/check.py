@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from fedhybrid.data import DATASETS, PARTITIONS, load_dataset
 from fedhybrid.errors import ConfigError, FedHybridError
+from fedhybrid.executor import ACTIONS
 from fedhybrid.experiment.config import RunConfig
 from fedhybrid.experiment.messages import recipe_problem
 from fedhybrid.experiment.options import check_options
@@ -175,6 +176,10 @@ def _name_problems(raw: Mapping[str, Any]) -> list[str]:
     ):
         if isinstance(name, str):
             problems += _attempt(lookup, path.rpartition(".")[2], table, name)
+    actions = _table(raw, "planner").get("actions")
+    for name in actions if isinstance(actions, list) else ():
+        if isinstance(name, str):
+            problems += _attempt(lookup, "action", dict.fromkeys(ACTIONS), name)
     return problems
 
 

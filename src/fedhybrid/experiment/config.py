@@ -76,7 +76,7 @@ class PlannerTable(_Table):
 
     enabled: Literal["auto", "on", "off"] = "auto"
     solver: str = "auto"
-    actions: list[str] = Field(default_factory=lambda: ["recompute"], min_length=1)
+    actions: list[str] = Field(default_factory=lambda: ["recompute"])
 
 
 class CompareTable(_Table):

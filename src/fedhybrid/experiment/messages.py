@@ -30,7 +30,8 @@ def recipe_problem(found: Mapping[str, Any]) -> str:
     key, siblings = str(found["loc"][-1]), _keys_beside(found["loc"])
     elsewhere = [known for known in _all_paths(RunConfig) if known.rpartition(".")[2] == key]
     hint = f" Did you mean {elsewhere[0]!r}?" if elsewhere else nearest_hint(key, siblings)
-    return f"unknown key {path}.{hint} Known here: {', '.join(siblings)}."
+    known = ", ".join(siblings)
+    return f"unknown key {path}.{hint or f' Known here: {known}.'}"
 
 
 def _keys_beside(loc: Sequence[str | int]) -> list[str]:
