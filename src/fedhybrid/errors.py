@@ -36,14 +36,17 @@ class ConfigError(FedHybridError):
 
 
 class CaptureError(FedHybridError):
-    """The training step could not be captured as one program."""
+    """The training step could not be captured as one program.
 
-    def __init__(self, operation: str, reason: str) -> None:
-        self.operation, self.reason = operation, reason
-        super().__init__(
-            f"Could not capture the training step at {operation}: {reason} "
-            "A step must not branch in Python on tensor values; rewrite that branch with torch.where or masks."
-        )
+    Attributes:
+        operation: Where: the line of the model's code or the operator.
+        reason: What was raised there.
+        advice: What to do.
+    """
+
+    def __init__(self, operation: str, reason: str, advice: str) -> None:
+        self.operation, self.reason, self.advice = operation, reason, advice
+        super().__init__(f"Could not capture the training step at {operation}: {reason.rstrip('.')}. {advice}")
 
 
 class InfeasibleBudgetError(FedHybridError):

@@ -90,6 +90,7 @@ class TestRestore:
         folder.append(record(1), [])
         with (tmp_path / "rounds.jsonl").open("a") as out:
             out.write('{"round": 2, "virtu')  # what a killed process leaves
+        assert RunFolder(tmp_path).rounds() == [record(0), record(1)]
         restored = RunFolder(tmp_path).restore()
         assert restored is not None
         assert restored.next_round == 1

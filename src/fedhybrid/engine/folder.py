@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import tomli_w
 from safetensors.torch import save
@@ -20,10 +20,12 @@ from safetensors.torch import save
 from fedhybrid.engine.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from fedhybrid.engine.files import TEMPORARY_SUFFIX, append_durably, truncate_to, write_atomically
 from fedhybrid.errors import ConfigError
-from fedhybrid.records import ClientRecord, RoundRecord, Summary, as_json, read_jsonl
+from fedhybrid.records import ClientRecord, RoundRecord, Summary, as_json, from_json
 from fedhybrid.tree import Tensors
 
 __all__ = ["RunFolder", "claim_folder"]
+
+R = TypeVar("R")
 
 _LOCK = ".lock"
 _LOCK_PATIENCE_S = 5.0  # a killed run's workers need a moment to notice
@@ -125,13 +127,19 @@ class RunFolder:
 
     def rounds(self) -> list[RoundRecord]:
         """All rounds so far."""
-        return read_jsonl(RoundRecord, self._rounds) if self._rounds.is_file() else []
+        return _whole_lines(RoundRecord, self._rounds)
 
     def clients(self) -> list[ClientRecord]:
         """All tasks so far."""
-        return read_jsonl(ClientRecord, self._clients) if self._clients.is_file() else []
+        return _whole_lines(ClientRecord, self._clients)
 
     def finish(self, weights: Tensors, summary: Summary) -> None:
         """Stores the final model and then, which marks the run as finished, the summary."""
         write_atomically(self.path / "model.safetensors", save({n: t.contiguous() for n, t in weights.items()}))
         write_atomically(self._summary, as_json(summary) + "\n")
+
+
+def _whole_lines(cls: type[R], path: Path) -> list[R]:
+    """The records of a file that may still be written, or whose writer was killed: a torn last line is left out."""
+    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
+    return [from_json(cls, line, where=f"{path}:{number}") for number, line in enumerate(lines, start=1)]

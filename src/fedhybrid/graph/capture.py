@@ -17,6 +17,12 @@ from fedhybrid.graph.ir import Op, Ref, Role, StepGraph, Storage, Value
 
 __all__ = ["BatchSpec", "batch_tensors", "call_loss", "capture_step"]
 
+_VALUES = (
+    "Shapes and Python branches must not depend on tensor values: use torch.where, masks or fixed sizes there, "
+    "and no .item(), float() or boolean indexing."
+)
+_TRY_PLAIN = "Run loss_fn(model(x), y) once without FedHybrid: if that fails too, the model does not fit this batch."
+
 _FORWARDED = {"aten.detach.default", "aten.alias.default", "aten.lift_fresh.default", "aten.detach_.default"}
 
 
@@ -118,7 +124,9 @@ def capture_step(model: nn.Module, loss_fn: Callable[..., Any], batch: Any) -> t
     except (CaptureError, ConfigError):
         raise
     except Exception as error:  # whatever the model's own code or torch's tracer raises is one thing to the user
-        raise CaptureError(_where(error), f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+        first_line = (str(error).strip().splitlines() or ["(no message)"])[0]
+        advice = _VALUES if adapter.depends_on_values(error) else _TRY_PLAIN
+        raise CaptureError(_where(error), f"{type(error).__name__}: {first_line}", advice) from error
     builder = _Builder(traced, boundary[-1])
     builder.add_inputs(params, buffers, len(leaves))
     return builder.build(trained), spec
@@ -201,7 +209,7 @@ class _Builder:
     def _add_constant(self, node: Node) -> None:
         tensor = getattr(self.traced, str(node.target))
         if not isinstance(tensor, Tensor):
-            raise CaptureError(str(node.target), "the model uses a Python object where a tensor was expected.")
+            raise CaptureError(str(node.target), "a Python object where a tensor was expected", _TRY_PLAIN)
         value = self._new_value(tensor, Role.CONSTANT, str(node.target))
         self.value_of[node] = value
         self.constants[value] = tensor
@@ -215,7 +223,9 @@ class _Builder:
                 assert isinstance(position, int)
                 self.value_of[node] = self.outputs_of[source][position]
                 return
-            raise CaptureError(target, "not an ATen operator (a branch on tensor values or a higher-order operator).")
+            raise CaptureError(
+                target, "not an ATen operator", "Higher-order operators (torch.cond, ...) are not supported."
+            )
         if target in _FORWARDED:
             assert isinstance(node.args[0], Node)
             self.value_of[node] = self._value(node.args[0])

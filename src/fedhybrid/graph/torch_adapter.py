@@ -14,9 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from fedhybrid.errors import FedHybridError
 
@@ -24,6 +29,7 @@ __all__ = [
     "OpOverload",
     "aliases_input",
     "allocator_events",
+    "depends_on_values",
     "is_random",
     "overload",
     "trace",
@@ -91,6 +97,12 @@ def traced_so_far() -> Node | None:
         return None
     nodes = list(proxy_mode.tracer.graph.nodes)
     return nodes[-1] if nodes else None
+
+
+def depends_on_values(error: BaseException) -> bool:
+    """Whether tracing failed because Python code or a shape depended on the values of tensors."""
+    kinds = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
+    return isinstance(error, kinds)
 
 
 def overload(name: str) -> OpOverload:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedhybrid.errors import CaptureError
 from fedhybrid.graph import Op, StepGraph, Value, allocator_events, map_refs
 from fedhybrid.planner.calls import (
     Update,
@@ -123,8 +124,12 @@ def _update_maker(graph: StepGraph, update: Update, optimizer: Optimizer) -> Mak
 
 
 def _measure_workspace(makers: dict[str, MakeCall], births: dict[str, int]) -> dict[str, int]:
-    for make in makers.values():
-        make()()  # a first run allocates one-off things (compiled kernels, caches) that are no workspace
+    for key, make in makers.items():
+        try:
+            make()()  # a first run allocates one-off things (compiled kernels, caches) that are no workspace
+        except RuntimeError as error:
+            reason = f"it does not run on its own on scratch tensors: {str(error).splitlines()[0]}"
+            raise CaptureError(key.split("(")[0], reason, "Please report the operator; it needs a rule.") from error
     gc.collect()
     with allocator_events() as events:
         for make in makers.values():
