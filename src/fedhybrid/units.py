@@ -55,7 +55,10 @@ def parse_bytes(amount: str | int) -> int:
         factor = _FACTORS.get(match[2].lower()) if match else None
         if match is None or factor is None:
             raise ConfigError(f'a byte budget must look like "96 MiB", "1.5 GB" or "40%", got {amount!r}')
-        total_bytes = int(float(match[1]) * factor)
+        amount_bytes = float(match[1]) * factor
+        if amount_bytes > 2**63:
+            raise ConfigError(f"a byte budget must be below 8 EiB, got {amount!r}")
+        total_bytes = int(amount_bytes)
     if total_bytes <= 0:
         raise ConfigError(f"a byte budget must be positive, got {amount!r}")
     return total_bytes

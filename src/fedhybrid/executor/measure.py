@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedhybrid.executor.optimizer import torch_twin
-from fedhybrid.graph import allocator_events, call_loss
+from fedhybrid.graph import allocator_events, call_loss, peak_of
 
 if TYPE_CHECKING:
     from fedhybrid.executor.step import TrainStep
@@ -100,8 +100,7 @@ class EagerStep:
 
     def run(self) -> Tensor:
         """One step on the example batch; gradients are None before and after."""
-        loss, _ = call_loss(self.model, self.prepared.loss_fn, self.prepared.example)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self._backward()
         self.count += 1
         if self.twin is not None:
             self.twin.step()
@@ -110,6 +109,12 @@ class EagerStep:
         for param in self.params.values():
             param.grad = None
         return loss.detach()
+
+    def _backward(self) -> Tensor:
+        with torch.enable_grad():
+            loss, _ = call_loss(self.model, self.prepared.loss_fn, self.prepared.example)
+            loss.backward()  # type: ignore[no-untyped-call]
+        return loss
 
     def _own_updates(self) -> None:
         """For optimizers that torch.optim has no twin of: our rule, applied after the whole backward pass."""
@@ -123,8 +128,7 @@ class EagerStep:
 
     def gradients(self) -> dict[str, Tensor]:
         """Gradients of one forward and backward pass; nothing is updated but buffers."""
-        loss, _ = call_loss(self.model, self.prepared.loss_fn, self.prepared.example)
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._backward()
         found = {}
         for name in self.names:
             grad = self.params[name].grad
@@ -137,20 +141,21 @@ class EagerStep:
         with allocator_events() as events:
             kept = self.run()
         del kept
-        live = peak = 0
-        for nbytes in events:
-            live += nbytes
-            peak = max(peak, live)
-        return peak
+        return peak_of(events)
 
     def equals(self, step: TrainStep) -> bool:
         """Whether every parameter, buffer and state tensor equals the planned step's bit for bit."""
-        mine, theirs = self.model.state_dict(), step.prepared.model.state_dict()
+        mine, theirs = _tensors(self.model), _tensors(step.prepared.model)
         pairs = [(mine[name], theirs[name]) for name in mine]
         for name in self.names:
             state = self.twin.state[self.params[name]] if self.twin is not None else self.state[name]
             pairs += [(state[key], tensor) for key, tensor in step.optimizer_state[name].items()]
         return all(torch.equal(a, b) for a, b in pairs)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and all buffers, those that a state dictionary leaves out too."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _gradient_error(step: TrainStep, eager: EagerStep) -> float:

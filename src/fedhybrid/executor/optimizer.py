@@ -7,6 +7,7 @@ is that of torch.optim in either case.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import final
@@ -201,11 +202,17 @@ def torch_twin(optimizer: Optimizer, params: Iterable[Tensor]) -> torch.optim.Op
 
 
 def _negative(optimizer: object, names: tuple[str, ...]) -> list[str]:
-    return [f"{n} must not be negative, got {getattr(optimizer, n)}" for n in names if not getattr(optimizer, n) >= 0]
+    given = {name: getattr(optimizer, name) for name in names}
+    bad = {n: v for n, v in given.items() if not isinstance(v, (int, float)) or not 0 <= v < math.inf}
+    return [f"{name} must not be negative and must be a finite number, got {value!r}" for name, value in bad.items()]
 
 
 def _check_adam(optimizer: Adam | AdamW) -> None:
     problems = _negative(optimizer, ("lr", "eps", "weight_decay"))
-    problems += [f"betas must lie in [0, 1), got {beta}" for beta in optimizer.betas if not 0 <= beta < 1]
+    betas: object = optimizer.betas
+    if not isinstance(betas, tuple) or len(betas) != 2 or not all(isinstance(b, (int, float)) for b in betas):
+        problems.append(f"betas must be a pair of numbers, got {betas!r}")
+    else:
+        problems += [f"betas must lie in [0, 1), got {beta}" for beta in betas if not 0 <= beta < 1]
     if problems:
         raise ConfigError(problems)

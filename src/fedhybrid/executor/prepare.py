@@ -26,17 +26,50 @@ from fedhybrid.planner import (
     eager_timeline,
     make_plan,
     make_problem,
+    plan_decisions,
     profile_step,
+    solution,
     updates_of,
 )
 from fedhybrid.protocols import Optimizer
-from fedhybrid.registry import lookup
+from fedhybrid.registry import nearest_hint
 from fedhybrid.units import Budget, parse_budget
 
-__all__ = ["ACTIONS", "PreparedStep", "prepare_step"]
+__all__ = ["ACTIONS", "PlanOptions", "PreparedStep", "prepare_step"]
 
 ACTIONS = ("recompute",)
 _AUTO = "greedy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """How to plan; see `PreparedStep.plan`.
+
+    Raises:
+        ConfigError: An option that is none; all of them at once.
+    """
+
+    actions: Sequence[str] = ACTIONS
+    solver: str = "auto"
+    max_gradient_error: float = 0.0
+    time_limit_s: float | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        if isinstance(self.actions, str) or not isinstance(self.actions, Sequence):
+            problems.append(f"actions must be a sequence of names, such as {ACTIONS}, got {self.actions!r}")
+        else:
+            known = ", ".join(ACTIONS)
+            problems += [f"unknown action {a!r}; known: {known}" for a in self.actions if a not in ACTIONS]
+        if self.solver != "auto" and self.solver not in SOLVERS:
+            hint = nearest_hint(self.solver, SOLVERS)
+            problems.append(f"unknown solver {self.solver!r}.{hint} Known: auto, {', '.join(sorted(SOLVERS))}.")
+        if not 0 <= self.max_gradient_error < 1:
+            problems.append(f"max_gradient_error must lie in [0, 1), got {self.max_gradient_error}")
+        if self.time_limit_s is not None and not self.time_limit_s > 0:
+            problems.append(f"time_limit_s must be positive or None, got {self.time_limit_s}")
+        if problems:
+            raise ConfigError(problems)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,28 +156,50 @@ class PreparedStep:
             InfeasibleBudgetError: No plan found fits; says how much is needed and which operator blocks.
             ConfigError: An unknown action or solver, a budget that is none.
         """
-        _check_options(actions, max_gradient_error)
+        PlanOptions(actions=actions, solver=solver, max_gradient_error=max_gradient_error, time_limit_s=time_limit_s)
         limit = parse_budget(budget).resolve_bytes(
             resident_bytes=self.resident_bytes, eager_peak_bytes=self.eager_peak_bytes
         )
         name = "keep-all" if not actions else _AUTO if solver == "auto" else solver
-        solve = lookup("solver", SOLVERS, name)
+        solve = SOLVERS[name]
         room = limit - self.resident_bytes
-        found = solve(self.problem, room, Effort(time_limit_s=time_limit_s))
+        effort = Effort(time_limit_s=time_limit_s)
+        found = solve(self.problem, room, effort)
         if found.peak_bytes > room:
-            found = self._last_resort(found, room, limit, automatic=solver == "auto" and bool(actions))
+            smallest = found if not actions or effort.spent else min(found, self._smallest, key=_peak)
+            if solver == "auto":
+                found = smallest
+            if found.peak_bytes > room:
+                raise InfeasibleBudgetError(
+                    needed_bytes=self.resident_bytes + smallest.peak_bytes,
+                    budget_bytes=limit,
+                    blocker=describe_peak(self.problem, smallest),
+                )
         return self._plan(found, limit, name)
 
-    def _last_resort(self, found: Solution, room: int, limit: int, *, automatic: bool) -> Solution:
-        """The smallest plan if that fits, else the error that tells how small it is."""
-        smallest = min(found, self._smallest, key=lambda s: s.peak_bytes) if automatic else found
-        if smallest.peak_bytes > room:
+    def confirmed(self, plan: Plan) -> Plan:
+        """The plan with this machine's figures; they differ where operators need other scratch memory.
+
+        Raises:
+            InfeasibleBudgetError: Here the plan's peak is above the budget that it was made for.
+            ConfigError: The plan names storages that cannot be made again.
+        """
+        here = solution(self.problem, plan_decisions(self.problem, plan))
+        if self.resident_bytes + here.peak_bytes == plan.peak_bytes:
+            return plan
+        plan = make_plan(
+            self.problem,
+            here,
+            fingerprint=plan.fingerprint,
+            budget_bytes=plan.budget_bytes,
+            solver=plan.solver,
+            threads=self.threads,
+        )
+        if plan.budget_bytes is not None and plan.peak_bytes > plan.budget_bytes:
             raise InfeasibleBudgetError(
-                needed_bytes=self.resident_bytes + smallest.peak_bytes,
-                budget_bytes=limit,
-                blocker=describe_peak(self.problem, smallest),
+                needed_bytes=plan.peak_bytes, budget_bytes=plan.budget_bytes, blocker=plan.peak_op
             )
-        return smallest
+        return plan
 
     @cached_property
     def _smallest(self) -> Solution:
@@ -161,12 +216,8 @@ class PreparedStep:
         )
 
 
-def _check_options(actions: Sequence[str], max_gradient_error: float) -> None:
-    problems = [f"unknown action {a!r}; known: {', '.join(ACTIONS)}" for a in actions if a not in ACTIONS]
-    if not 0 <= max_gradient_error < 1:
-        problems.append(f"max_gradient_error must lie in [0, 1), got {max_gradient_error}")
-    if problems:
-        raise ConfigError(problems)
+def _peak(found: Solution) -> int:
+    return found.peak_bytes
 
 
 def prepare_step(
@@ -193,6 +244,10 @@ def prepare_step(
         ConfigError: Batch or loss of another form; nothing to train.
     """
     batch = tuple(batch) if isinstance(batch, list) else batch
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(
+            f"optimizer must be fh.SGD, fh.Adam, fh.AdamW or another Optimizer, got {type(optimizer).__name__}"
+        )
     elsewhere = {t.device.type for t in (*model.parameters(), *model.buffers())} - {"cpu"}
     if elsewhere:
         raise ConfigError(f"the model must be on the CPU in this version, found it on {', '.join(sorted(elsewhere))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
@@ -9,12 +10,13 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from fedhybrid.errors import ConfigError, FedHybridError, PlanMismatchError
+from fedhybrid.errors import ConfigError, PlanMismatchError
+from fedhybrid.executor.bound import BoundModel
 from fedhybrid.executor.lower import Program, lower
 from fedhybrid.executor.measure import Measurement, measure_step
 from fedhybrid.executor.optimizer import torch_twin
-from fedhybrid.executor.prepare import ACTIONS, PreparedStep, prepare_step
-from fedhybrid.graph import allocator_events
+from fedhybrid.executor.prepare import ACTIONS, PlanOptions, PreparedStep, prepare_step
+from fedhybrid.graph import allocator_events, peak_of
 from fedhybrid.planner import Plan, build_schedule, plan_decisions
 from fedhybrid.protocols import Optimizer
 from fedhybrid.units import Budget
@@ -22,6 +24,7 @@ from fedhybrid.units import Budget
 __all__ = ["TrainStep", "compile_step", "plan_step"]
 
 UpdateCall = Callable[[int, Tensor], None]
+Key = tuple[tuple[int, str], ...]
 
 
 @final
@@ -36,15 +39,16 @@ class TrainStep:
         aux: What the loss function returned beside the loss at the last call, or None.
     """
 
-    def __init__(self, prepared: PreparedStep, plan: Plan) -> None:
+    def __init__(self, prepared: PreparedStep, plan: Plan, *, planning: PlanOptions | None = None) -> None:
         self.prepared = prepared
         self.aux: Tensor | None = None
-        self._params = [p.detach() for p in _in_order(prepared.model, prepared.graph.params)]
-        self._buffers = _in_order(prepared.model, prepared.graph.buffers)
-        self._by_name = dict(zip(prepared.graph.params, self._params, strict=True))
-        self._programs: dict[tuple[tuple[int, str], ...], Program] = {}
-        self._measured: dict[tuple[tuple[int, str], ...], int] = {}
+        self._planning = planning or PlanOptions()
+        self._bound = BoundModel(prepared.model, prepared.graph)
+        self._programs: dict[Key, Program] = {}
+        self._measured: dict[tuple[Key, int], int] = {}
         self._lr = prepared.optimizer.lr
+        self._state: dict[str, dict[str, Tensor]] = {}
+        self._count = 0
         self.reset_optimizer()
         self.use_plan(plan)
 
@@ -55,10 +59,19 @@ class TrainStep:
             ConfigError: The batch's shapes or types are not those that the step was compiled for.
         """
         tensors = self.prepared.spec.flatten(batch[0] if len(batch) == 1 else batch)
+        self._bound.refresh()
         self._count += 1
+        try:
+            loss, self.aux = self._run(tensors, self._update)
+        except BaseException:
+            self._count -= 1
+            raise
+        return loss
+
+    def _run(self, tensors: list[Tensor], update: UpdateCall) -> tuple[Tensor, Tensor | None]:
         with torch.no_grad():
-            loss, self.aux = self._program.run(self._params, self._buffers, tensors, self._update)
-        return loss  # type: ignore[no-any-return]
+            loss, aux = self._program.run(self._bound.params, self._bound.buffers, tensors, update)
+        return loss, aux
 
     @property
     def plan(self) -> Plan:
@@ -93,25 +106,34 @@ class TrainStep:
     def use_plan(self, plan: Plan) -> None:
         """Switches to another plan of the same graph from the next step on; parameters and state stay.
 
+        A plan made on another machine may have another workspace here; `self.plan` then has the figures of this one.
+
         Raises:
             PlanMismatchError: The plan was made for another graph.
+            InfeasibleBudgetError: On this machine its peak is above its own budget.
+            ConfigError: It is no plan, or names storages that cannot be made again.
         """
+        if not isinstance(plan, Plan):
+            raise ConfigError(f"plan must be a fedhybrid.Plan (Plan.from_json reads one), got {type(plan).__name__}")
         if plan.fingerprint != self.prepared.fingerprint:
             raise PlanMismatchError(expected=self.prepared.fingerprint, found=plan.fingerprint)
         key = _key(plan)
         if key not in self._programs:
-            problem = self.prepared.problem
-            schedule = build_schedule(problem, plan_decisions(problem, plan))
-            self._programs[key] = lower(problem, schedule, self.prepared.updates)
-        self._plan, self._program = plan, self._programs[key]
+            self._programs[key] = self._compiled(plan)
+        confirmed = self.prepared.confirmed(plan)
+        self._plan, self._program = confirmed, self._programs[key]
+
+    def _compiled(self, plan: Plan) -> Program:
+        problem = self.prepared.problem
+        return lower(problem, build_schedule(problem, plan_decisions(problem, plan)), self.prepared.updates)
 
     def set_budget(self, budget: str | int | Budget) -> None:
-        """Plans for another budget and switches to that plan; no new capture.
+        """Plans for another budget, with the options of `compile_step`, and switches to that plan; no new capture.
 
         Raises:
             InfeasibleBudgetError: No plan fits; the step keeps its plan.
         """
-        self.use_plan(self.prepared.plan(budget))
+        self.use_plan(self.prepared.plan(budget, **vars(self._planning)))
 
     def set_lr(self, lr: float) -> None:
         """Changes the learning rate from the next step on.
@@ -119,18 +141,16 @@ class TrainStep:
         Raises:
             ConfigError: Negative.
         """
-        if not lr >= 0:
-            raise ConfigError(f"lr must not be negative, got {lr}")
+        if not isinstance(lr, (int, float)) or not 0 <= lr < math.inf:
+            raise ConfigError(f"lr must not be negative and must be a finite number, got {lr!r}")
         self._lr = lr
 
     def reset_optimizer(self) -> None:
         """Fresh optimizer state, as after construction, from the parameters as they are now; the memory is reused."""
-        fresh = self.prepared.optimizer.init_state
-        state = getattr(self, "_state", {})
-        self._state: dict[str, dict[str, Tensor]] = {}
+        self._bound.refresh()
         for update in self.prepared.updates:
-            made = fresh(self._by_name[update.name])
-            old = state.get(update.name)
+            made = self.prepared.optimizer.init_state(self._bound.by_name[update.name])
+            old = self._state.get(update.name)
             self._state[update.name] = made if old is None else {k: old[k].copy_(t) for k, t in made.items()}
         self._count = 0
 
@@ -138,7 +158,7 @@ class TrainStep:
         update = self.prepared.updates[index]
         name = update.name
         self.prepared.optimizer.update(
-            name, self._by_name[name], grad, self._state[name], step=self._count, lr=self._lr, owned=update.owned
+            name, self._bound.by_name[name], grad, self._state[name], step=self._count, lr=self._lr, owned=update.owned
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -149,8 +169,9 @@ class TrainStep:
                 state[index] = {k: t.clone() for k, t in self._state[name].items()}
                 if "exp_avg" in state[index]:
                     state[index]["step"] = torch.tensor(float(self._count))
-        twin = torch_twin(self.prepared.optimizer, self._params)
-        group = twin.state_dict()["param_groups"][0] if twin else {"params": list(range(len(self._params)))}
+        params = self._bound.params
+        twin = torch_twin(self.prepared.optimizer, params)
+        group = twin.state_dict()["param_groups"][0] if twin else {"params": list(range(len(params)))}
         return {"state": state, "param_groups": [{**group, "lr": self._lr}], "steps": self._count}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -160,8 +181,11 @@ class TrainStep:
             ConfigError: State of another kind of optimizer or for other parameters.
         """
         names = list(self.prepared.graph.params)
+        groups = state_dict.get("param_groups") or [{}]
         given = state_dict.get("state", {})
         problems = []
+        if len(groups[0].get("params", ())) != len(names) or "lr" not in groups[0]:
+            problems.append(f"optimizer state needs one parameter group of {len(names)} parameters with its lr")
         for update in self.prepared.updates:
             entry = given.get(names.index(update.name), {})
             for key, tensor in self._state[update.name].items():
@@ -176,17 +200,19 @@ class TrainStep:
                 tensor.copy_(given[names.index(update.name)][key])
         counts = {int(entry["step"]) for entry in given.values() if "step" in entry}
         self._count = int(state_dict.get("steps", max(counts, default=1 if given else 0)))
-        self._lr = float(state_dict["param_groups"][0]["lr"])
+        self._lr = float(groups[0]["lr"])
 
     def measured_peak_bytes(self) -> int:
         """The allocator's peak of one real step of the current program, resident bytes included.
 
         A program is deterministic, so it is measured once; model, state and generator are left as they were.
         """
-        key = _key(self._plan)
+        key = (_key(self._plan), torch.get_num_threads())
         if key not in self._measured:
-            with self.preserved():
-                self._measured[key] = self.prepared.resident_bytes + self._allocated_peak()
+            with self.preserved(), allocator_events() as events:
+                kept = self.run_example()
+            del kept
+            self._measured[key] = self.prepared.resident_bytes + peak_of(events)
         return self._measured[key]
 
     def measure(self, *, repeats: int = 5) -> Measurement:
@@ -196,20 +222,6 @@ class TrainStep:
         """
         return measure_step(self, repeats=repeats)
 
-    def _allocated_peak(self) -> int:
-        with allocator_events() as events:
-            kept = self.run_example()
-        del kept
-        live = peak = lowest = 0
-        for nbytes in events:
-            live += nbytes
-            peak, lowest = max(peak, live), min(lowest, live)
-        if lowest < 0:
-            raise FedHybridError(
-                f"the step freed {-lowest} bytes that it did not allocate: its peak cannot be measured"
-            )
-        return peak
-
     def run_example(self) -> Tensor:
         """One step on the example batch that the program was captured with."""
         example = self.prepared.example
@@ -217,8 +229,11 @@ class TrainStep:
 
     @contextmanager
     def preserved(self) -> Iterator[None]:
-        """Puts parameters, buffers, optimizer state, counters and the generator back when the block ends."""
-        tensors = [*self._params, *self._buffers, *(t for s in self._state.values() for t in s.values())]
+        """Puts parameters, buffers, optimizer state, counters, example and generator back when the block ends."""
+        self._bound.refresh()
+        example = self.prepared.spec.flatten(self.prepared.example)
+        state = [t for tensors in self._state.values() for t in tensors.values()]
+        tensors = [*self._bound.params, *self._bound.buffers, *state, *example]
         copies, count, aux = [t.clone() for t in tensors], self._count, self.aux
         with torch.random.fork_rng(devices=[]):
             try:
@@ -234,10 +249,8 @@ class TrainStep:
         found: dict[str, Tensor] = {}
         names = [update.name for update in self.prepared.updates]
         tensors = self.prepared.spec.flatten(self.prepared.example)
-        with self.preserved(), torch.no_grad():
-            self._program.run(
-                self._params, self._buffers, tensors, lambda i, grad: found.__setitem__(names[i], grad.clone())
-            )
+        with self.preserved():
+            self._run(tensors, lambda i, grad: found.__setitem__(names[i], grad.clone()))
         return found
 
 
@@ -274,15 +287,15 @@ def compile_step(
         PlanMismatchError: `plan` belongs to another graph.
         ConfigError: Anything else that does not fit together.
     """
+    if plan is not None and budget is not None:
+        raise ConfigError("give either a budget or a plan, not both: a plan has been made for its own budget")
+    planning = PlanOptions(
+        actions=actions, solver=solver, max_gradient_error=max_gradient_error, time_limit_s=time_limit_s
+    )
     prepared = prepare_step(model, loss_fn, batch, optimizer)
-    if plan is None and budget is None:
-        plan = prepared.keep_all()
-    elif plan is None:
-        assert budget is not None
-        plan = prepared.plan(
-            budget, actions=actions, solver=solver, max_gradient_error=max_gradient_error, time_limit_s=time_limit_s
-        )
-    return TrainStep(prepared, plan)
+    if plan is None:
+        plan = prepared.keep_all() if budget is None else prepared.plan(budget, **vars(planning))
+    return TrainStep(prepared, plan, planning=planning)
 
 
 def plan_step(
@@ -298,16 +311,11 @@ def plan_step(
     time_limit_s: float | None = 5.0,
 ) -> Plan:
     """The plan that `compile_step` would use; nothing is compiled or run. Arguments and errors as there."""
-    prepared = prepare_step(model, loss_fn, batch, optimizer)
-    return prepared.plan(
-        budget, actions=actions, solver=solver, max_gradient_error=max_gradient_error, time_limit_s=time_limit_s
+    planning = PlanOptions(
+        actions=actions, solver=solver, max_gradient_error=max_gradient_error, time_limit_s=time_limit_s
     )
+    return prepare_step(model, loss_fn, batch, optimizer).plan(budget, **vars(planning))
 
 
-def _key(plan: Plan) -> tuple[tuple[int, str], ...]:
+def _key(plan: Plan) -> Key:
     return tuple((d.storage, d.action) for d in plan.decisions)
-
-
-def _in_order(model: nn.Module, names: dict[str, int]) -> list[Tensor]:
-    tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return [tensors[name] for name in names]

@@ -4,7 +4,7 @@ from fedhybrid.graph.capture import BatchSpec, batch_tensors, call_loss, capture
 from fedhybrid.graph.fingerprint import fingerprint
 from fedhybrid.graph.ir import Op, Ref, Role, StepGraph, Storage, Value, map_refs, refs_of
 from fedhybrid.graph.rewrite import rewrite
-from fedhybrid.graph.torch_adapter import allocator_events, overload
+from fedhybrid.graph.torch_adapter import allocator_events, overload, peak_of
 
 __all__ = [
     "BatchSpec",
@@ -21,6 +21,7 @@ __all__ = [
     "fingerprint",
     "map_refs",
     "overload",
+    "peak_of",
     "refs_of",
     "rewrite",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.fx import Node
 
 from fedhybrid.errors import CaptureError, ConfigError
 from fedhybrid.graph import torch_adapter as adapter
+from fedhybrid.graph.guard import check_trainable, untouched
 from fedhybrid.graph.ir import Op, Ref, Role, StepGraph, Storage, Value
 
 __all__ = ["BatchSpec", "batch_tensors", "call_loss", "capture_step"]
@@ -32,6 +33,7 @@ class BatchSpec:
 
     structure: Any
     shapes: tuple[tuple[int, ...], ...]
+    strides: tuple[tuple[int, ...], ...]
     dtypes: tuple[torch.dtype, ...]
 
     def flatten(self, batch: Any) -> list[Tensor]:
@@ -49,6 +51,13 @@ class BatchSpec:
                 f"this step was compiled for batches of shapes {list(self.shapes)} and types {list(self.dtypes)}, "
                 f"got {list(shapes)} and {[leaf.dtype for leaf in leaves]}. Compile a step for this shape too."
             )
+        if tuple(leaf.stride() for leaf in leaves) != self.strides:
+            raise ConfigError(
+                f"this step was compiled for batches with strides {list(self.strides)}, got "
+                f"{[leaf.stride() for leaf in leaves]}. Call .contiguous() on the batch, or compile with such a batch."
+            )
+        if any(leaf.device.type != "cpu" for leaf in leaves):
+            raise ConfigError(f"the batch must be on the CPU, found {[leaf.device.type for leaf in leaves]}")
         return list(leaves)
 
 
@@ -59,10 +68,21 @@ def batch_tensors(batch: Any) -> tuple[list[Tensor], BatchSpec]:
         ConfigError: Something in the batch is no tensor.
     """
     leaves, structure = pytree.tree_flatten(batch)
+    if not (isinstance(batch, dict) or (isinstance(batch, tuple) and len(batch) == 2)):
+        found = f"{type(batch).__name__} of length {len(batch)}" if isinstance(batch, tuple) else type(batch).__name__
+        raise ConfigError(f"a batch must be a pair (x, y) or one dictionary of tensors, got {found}")
     strange = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)]
     if strange or not leaves:
         raise ConfigError(f"a batch must hold tensors only, got {', '.join(strange) or 'nothing'}")
-    spec = BatchSpec(structure, tuple(tuple(t.shape) for t in leaves), tuple(t.dtype for t in leaves))
+    elsewhere = {t.device.type for t in leaves} - {"cpu"}
+    if elsewhere:
+        raise ConfigError(f"the batch must be on the CPU in this version, found it on {', '.join(sorted(elsewhere))}")
+    spec = BatchSpec(
+        structure,
+        tuple(tuple(t.shape) for t in leaves),
+        tuple(t.stride() for t in leaves),
+        tuple(t.dtype for t in leaves),
+    )
     return leaves, spec
 
 
@@ -83,7 +103,10 @@ def call_loss(model: Callable[..., Any], loss_fn: Callable[..., Any], batch: Any
         else:
             output = model(x)
         result = loss_fn(output, y)
-    loss, aux = result if isinstance(result, tuple) else (result, None)
+    loss, aux = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+    if not isinstance(loss, Tensor) or not isinstance(aux, Tensor | None):
+        found = f"({type(loss).__name__}, {type(aux).__name__})" if aux is not None else type(loss).__name__
+        raise ConfigError(f"loss_fn must return a scalar tensor, or a pair (scalar, tensor), got {found}")
     if loss.dim() != 0:
         raise ConfigError(f"loss_fn must return a scalar, got shape {tuple(loss.shape)}; take its mean or sum")
     return loss, None if aux is None else aux.detach()
@@ -100,8 +123,7 @@ def capture_step(model: nn.Module, loss_fn: Callable[..., Any], batch: Any) -> t
     """
     params, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     trained = [name for name, p in params.items() if p.requires_grad]
-    if not trained:
-        raise ConfigError("the model has no parameter with requires_grad=True; there is nothing to train")
+    check_trainable(model, loss_fn)
     leaves, spec = batch_tensors(batch)
     names = [*params, *buffers]
     boundary: list[Node | None] = []
@@ -113,23 +135,28 @@ def capture_step(model: nn.Module, loss_fn: Callable[..., Any], batch: Any) -> t
         def stateless(*args: Any, **kwargs: Any) -> Any:
             return torch.func.functional_call(model, state, args, kwargs)
 
-        with torch.enable_grad():
-            loss, aux = call_loss(stateless, loss_fn, inputs)
+        loss, aux = call_loss(stateless, loss_fn, inputs)
         boundary.append(adapter.traced_so_far())
-        grads = torch.autograd.grad(loss, [state[name] for name in trained], allow_unused=True)
+        wanted = [given for given, name in zip(flat, params, strict=False) if params[name].requires_grad]
+        grads = torch.autograd.grad(loss, wanted, allow_unused=True)
+        with torch.no_grad():  # functional_call leaves a buffer that the model assigned anew in `state`
+            for given, name in zip(flat, names, strict=False):
+                if state[name] is not given:
+                    given.copy_(state[name])
         return [loss, aux, *grads]
 
     try:
-        traced = adapter.trace(whole_step, [*params.values(), *buffers.values(), *leaves])
+        with untouched(model):
+            traced = adapter.trace(whole_step, [*params.values(), *buffers.values(), *leaves])
+        builder = _Builder(traced, boundary[-1])
+        builder.add_inputs(params, buffers, leaves)
+        return builder.build(trained), spec
     except (CaptureError, ConfigError):
         raise
     except Exception as error:  # whatever the model's own code or torch's tracer raises is one thing to the user
         first_line = (str(error).strip().splitlines() or ["(no message)"])[0]
         advice = _VALUES if adapter.depends_on_values(error) else _TRY_PLAIN
         raise CaptureError(_where(error), f"{type(error).__name__}: {first_line}", advice) from error
-    builder = _Builder(traced, boundary[-1])
-    builder.add_inputs(params, buffers, len(leaves))
-    return builder.build(trained), spec
 
 
 def _where(error: Exception) -> str:
@@ -156,12 +183,21 @@ class _Builder:
         self.outputs_of: dict[Node, tuple[int | None, ...]] = {}
         self.backward_at = 0
 
-    def add_inputs(self, params: dict[str, nn.Parameter], buffers: dict[str, Tensor], num_batch: int) -> None:
+    def add_inputs(self, params: dict[str, nn.Parameter], buffers: dict[str, Tensor], batch: list[Tensor]) -> None:
         placeholders = [node for node in self.traced.graph.nodes if node.op == "placeholder"]
-        roles = [(Role.PARAM, name) for name in params] + [(Role.BUFFER, name) for name in buffers]
-        roles += [(Role.BATCH, f"batch.{i}") for i in range(num_batch)]
-        for node, (role, name) in zip(placeholders, roles, strict=True):
-            self.value_of[node] = self._new_value(node.meta["val"], role, name)
+        inputs: list[tuple[Role, str, Tensor]] = [(Role.PARAM, name, tensor) for name, tensor in params.items()]
+        inputs += [(Role.BUFFER, name, tensor) for name, tensor in buffers.items()]
+        inputs += [(Role.BATCH, f"batch.{i}", tensor) for i, tensor in enumerate(batch)]
+        owners: dict[int, int] = {}  # real memory -> storage: inputs may be views of one block
+        for node, (role, name, tensor) in zip(placeholders, inputs, strict=True):
+            block = tensor.untyped_storage()
+            value = self._new_value(node.meta["val"], role, name, storage=owners.get(block.data_ptr()))
+            if block.nbytes():
+                owners[block.data_ptr()] = self.values[value].storage
+            self.value_of[node] = value
+            self.storages[self.values[value].storage] = replace(
+                self.storages[self.values[value].storage], nbytes=block.nbytes()
+            )
         self.params = {name: self._value(placeholders[i]) for i, name in enumerate(params)}
         self.buffers = {name: self._value(placeholders[len(params) + i]) for i, name in enumerate(buffers)}
         self.batch = [self._value(node) for node in placeholders[len(params) + len(buffers) :]]
@@ -195,12 +231,14 @@ class _Builder:
         assert index is not None, node
         return index
 
-    def _new_value(self, fake: Tensor, role: Role, name: str, base: int | None = None) -> int:
-        if base is None:
+    def _new_value(
+        self, fake: Tensor, role: Role, name: str, *, base: int | None = None, storage: int | None = None
+    ) -> int:
+        if base is not None:
+            storage = self.values[base].storage
+        elif storage is None:
             storage = len(self.storages)
             self.storages.append(Storage(storage, fake.untyped_storage().nbytes(), role, name))
-        else:
-            storage = self.values[base].storage
         index = len(self.values)
         shape, stride = tuple(int(n) for n in fake.shape), tuple(int(n) for n in fake.stride())
         self.values.append(Value(index, storage, shape, stride, int(fake.storage_offset()), fake.dtype, base))
@@ -233,18 +271,22 @@ class _Builder:
         func = node.target
         args = _with_refs(node.args, self._value)
         kwargs = _with_refs(dict(node.kwargs), self._value)
-        writes = [args[i].value for i in adapter.written_arguments(func, args) if isinstance(args[i], Ref)]
+        writes = [ref.value for ref in adapter.written_arguments(func, args, kwargs) if isinstance(ref, Ref)]
+        constants = {self.values[v].storage for v in self.constants}
+        if any(self.values[v].storage in constants for v in writes):
+            advice = "Make that tensor a buffer (register_buffer), so that the step can own it."
+            raise CaptureError(target, "it writes a tensor that is neither parameter nor buffer", advice)
         in_place = bool(func._schema.returns) and bool(writes) and func._schema.returns[0].alias_info is not None
         is_view = not in_place and adapter.aliases_input(func)
         base = writes[0] if in_place else next((r.value for r in _first_ref(args)), None) if is_view else None
-        results = node.meta["val"]
+        results = node.meta.get("val", ())  # an operator that only checks returns nothing
         is_tuple = isinstance(results, (tuple, list))
         outputs = tuple(
-            self._new_value(fake, Role.TEMP, node.name, base) if isinstance(fake, Tensor) else None
+            self._new_value(fake, Role.TEMP, node.name, base=base) if isinstance(fake, Tensor) else None
             for fake in (results if is_tuple else [results])
         )
         self.outputs_of[node] = outputs
-        self.value_of[node] = None if is_tuple else outputs[0]
+        self.value_of[node] = None if is_tuple or not outputs else outputs[0]
         self.ops.append(
             Op(
                 name=node.name,

@@ -8,7 +8,7 @@ constants that the model itself holds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -128,7 +128,6 @@ class StepGraph:
     loss: int
     aux: int | None
     grads: dict[int, int]
-    notes: list[str] = field(default_factory=list)
 
     def storage_of(self, value: int) -> int:
         """Index of the storage that a value views."""

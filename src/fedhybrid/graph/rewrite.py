@@ -6,6 +6,7 @@ Each keeps every number bit for bit. In-place forms come back later, where the p
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from fedhybrid.graph import torch_adapter as adapter
 from fedhybrid.graph.ir import Op, Ref, Role, StepGraph, Storage, map_refs
@@ -31,11 +32,25 @@ _FUNCTIONAL = {
     "aten.div_.Scalar": "aten.div.Scalar",
 }
 
-# Backward operators whose gate is the same from the output as from the input, and the argument that holds it.
+# In-place operators that change shape or strides but no element, and the view that does the same.
+_METADATA_VIEWS = {
+    "aten.squeeze_.default": "aten.squeeze.default",
+    "aten.squeeze_.dim": "aten.squeeze.dim",
+    "aten.squeeze_.dims": "aten.squeeze.dims",
+    "aten.t_.default": "aten.t.default",
+    "aten.transpose_.default": "aten.transpose.int",
+    "aten.unsqueeze_.default": "aten.unsqueeze.default",
+}
+
+# Backward operators whose gate (argument 1) is the same from the output as from the input, and their forward.
 # hardtanh: y <= low iff x <= low, y >= high iff x >= high. leaky_relu with a positive slope keeps the sign.
 _GATE_FROM_OUTPUT = {
-    "aten.hardtanh_backward.default": ("aten.hardtanh.default", 1),
-    "aten.leaky_relu_backward.default": ("aten.leaky_relu.default", 1),
+    "aten.hardtanh_backward.default": "aten.hardtanh.default",
+    "aten.leaky_relu_backward.default": "aten.leaky_relu.default",
+}
+_GATE_DEFAULTS: dict[str, tuple[float, ...]] = {
+    "aten.hardtanh.default": (-1.0, 1.0),
+    "aten.leaky_relu.default": (0.01,),
 }
 
 
@@ -68,6 +83,13 @@ def _functional(graph: StepGraph) -> StepGraph:
         functional = _FUNCTIONAL.get(op.target)
         written = op.writes[0] if op.writes else -1
         result = op.outputs[0] if op.outputs else None
+        if op.target in _METADATA_VIEWS and result is not None:
+            view = _METADATA_VIEWS[op.target]
+            base = now(written)
+            values[result] = replace(values[result], storage=values[base].storage, base=base)
+            current[written] = result
+            ops.append(_as(op, view, args, kwargs, is_view=True))
+            continue
         movable = (
             functional is not None
             and result is not None
@@ -83,17 +105,7 @@ def _functional(graph: StepGraph) -> StepGraph:
             storages.append(Storage(storage, graph.storages[old.storage].nbytes, Role.TEMP, op.name))
             values[result] = replace(old, storage=storage, base=None)
             current[written] = result
-            ops.append(
-                replace(
-                    op,
-                    func=adapter.overload(functional),
-                    target=functional,
-                    args=args,
-                    kwargs=kwargs,
-                    writes=(),
-                    eager_inplace=False,
-                )
-            )
+            ops.append(_as(op, functional, args, kwargs, is_view=False))
         else:
             if op.is_view:  # a view of a value that has moved moves with it
                 base = next(ref.value for ref in args if isinstance(ref, Ref))
@@ -115,6 +127,20 @@ def _functional(graph: StepGraph) -> StepGraph:
     )
 
 
+def _as(op: Op, target: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_view: bool) -> Op:
+    """The op as another operator that writes nothing."""
+    return replace(
+        op,
+        func=adapter.overload(target),
+        target=target,
+        args=args,
+        kwargs=kwargs,
+        writes=(),
+        is_view=is_view,
+        eager_inplace=False,
+    )
+
+
 def _may_leave_place(
     graph: StepGraph, *, root: int, written: int, result: int, last_use: dict[int, int], position: int
 ) -> bool:
@@ -123,6 +149,9 @@ def _may_leave_place(
         return False
     if (old.shape, old.stride, old.dtype) != (new.shape, new.stride, new.dtype):
         return False
+    others = (graph.values[v] for v in graph.ops[position].inputs if v != written)
+    if any(other.dtype != old.dtype and other.shape for other in others):
+        return False  # the functional form would promote its result to the wider type
     aliases = (v.index for v in graph.values if v.storage == old.storage and v.index not in (root, written, result))
     earlier = (v for v in aliases if v < result)
     return all(last_use.get(v, -1) <= position for v in earlier)
@@ -141,14 +170,16 @@ def _last_uses(graph: StepGraph) -> dict[int, int]:
 def _gates_from_outputs(graph: StepGraph) -> StepGraph:
     """Lets the backward of a clamp read the clamp's output when that saves its input.
 
-    Only where the output is needed by the backward pass anyway, or the input is not: else it would keep more.
+    Only where the output is needed by the backward pass anyway, or the input is not (else it would keep more), with
+    the same bounds, and where nothing ever writes into input or output.
     """
-    copied_from = _copies(graph)
-    output_of: dict[tuple[str, int], int] = {}
+    written = {graph.storage_of(w) for op in graph.ops for w in op.writes}
+    copied_from = _copies(graph, written)
+    output_of: dict[tuple[str, int, tuple[float, ...]], int] = {}
     for op in graph.ops[: graph.backward_at]:
-        first = op.args[0] if op.args else None
-        if isinstance(first, Ref) and op.outputs and op.outputs[0] is not None:
-            output_of[op.target, copied_from.get(first.value, first.value)] = op.outputs[0]
+        if op.target in _GATE_DEFAULTS and op.outputs[0] is not None:
+            source = copied_from.get(op.args[0].value, op.args[0].value)
+            output_of[op.target, source, _gate_options(op, 1)] = op.outputs[0]
     readers: dict[int, set[int]] = {}
     for position in range(graph.backward_at, len(graph.ops)):
         for value in graph.ops[position].inputs:
@@ -156,21 +187,26 @@ def _gates_from_outputs(graph: StepGraph) -> StepGraph:
     ops = list(graph.ops)
     for position in range(graph.backward_at, len(ops)):
         op = ops[position]
-        rule = _GATE_FROM_OUTPUT.get(op.target)
-        if rule is None or not _gate_is_exact(op):
+        forward = _GATE_FROM_OUTPUT.get(op.target)
+        if forward is None or not _gate_is_exact(op):
             continue
-        forward, slot = rule
-        saved = op.args[slot].value
+        saved = op.args[1].value
         source = copied_from.get(saved, saved)
-        output = output_of.get((forward, source))
-        if output is None:
+        output = output_of.get((forward, source, _gate_options(op, 2, forward)))
+        if output is None or written & {graph.storage_of(v) for v in (saved, source, output)}:
             continue
         output_kept = bool(readers.get(graph.storage_of(output)))
         input_kept = bool(readers.get(graph.storage_of(saved), set()) - {position})
         if output_kept or not input_kept:
-            args = (*op.args[:slot], Ref(output), *op.args[slot + 1 :])
-            ops[position] = replace(op, args=args)
+            ops[position] = replace(op, args=(op.args[0], Ref(output), *op.args[2:]))
     return replace(graph, ops=ops)
+
+
+def _gate_options(op: Op, first: int, forward: str | None = None) -> tuple[float, ...]:
+    """The clamp's numbers (bounds or slope), of the forward or the backward op, defaults filled in."""
+    defaults = _GATE_DEFAULTS[forward or op.target]
+    given = tuple(float(a) for a in op.args[first : first + len(defaults)])
+    return given + defaults[len(given) :]
 
 
 def _gate_is_exact(op: Op) -> bool:
@@ -179,13 +215,14 @@ def _gate_is_exact(op: Op) -> bool:
     return True
 
 
-def _copies(graph: StepGraph) -> dict[int, int]:
+def _copies(graph: StepGraph, written: set[int]) -> dict[int, int]:
     """Clones and what they are unchanged copies of: PyTorch clones the input of an in-place clamp to save it."""
     found: dict[int, int] = {}
     for op in graph.ops:
         if op.target == "aten.clone.default" and op.outputs[0] is not None:
             source: int = op.args[0].value
-            if graph.storages[graph.storage_of(source)].role is Role.TEMP:
+            unchanged = not written & {graph.storage_of(source), graph.storage_of(op.outputs[0])}
+            if unchanged and graph.storages[graph.storage_of(source)].role is Role.TEMP:
                 found[op.outputs[0]] = found.get(source, source)
     return found
 
@@ -206,7 +243,7 @@ def _without_dead_ops(graph: StepGraph) -> StepGraph:
             graph.storages[graph.storage_of(w)].role is not Role.TEMP or graph.storage_of(w) in needed_storages
             for w in op.writes
         )
-        if used or writes_something or op.is_random:
+        if used or writes_something or op.is_random or not op.outputs:  # no outputs: a check that raises
             kept[position] = True
             needed.update(op.inputs)
             needed_storages.update(graph.storage_of(v) for v in op.inputs)

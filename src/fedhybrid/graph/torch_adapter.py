@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import (
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.utils import checkpoint
 
 from fedhybrid.errors import FedHybridError
 
@@ -32,6 +33,8 @@ __all__ = [
     "depends_on_values",
     "is_random",
     "overload",
+    "peak_of",
+    "plain_checkpoints",
     "trace",
     "traced_so_far",
     "written_arguments",
@@ -84,7 +87,7 @@ def trace(function: Callable[..., Any], flat: Sequence[Tensor]) -> GraphModule:
     fused = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)
     try:
-        with mode:
+        with mode, plain_checkpoints(), torch.enable_grad():
             return make_fx(function)(*fakes)
     finally:
         torch._C._set_mkldnn_enabled(fused)
@@ -119,18 +122,58 @@ def aliases_input(func: OpOverload) -> bool:
     return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
 
 
-def written_arguments(func: OpOverload, args: Sequence[Any]) -> list[int]:
-    """Positions of the arguments that the operator writes."""
+def written_arguments(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments that the operator writes, as they were given."""
     found = [
-        position
+        args[position] if position < len(args) else kwargs.get(argument.name)
         for position, argument in enumerate(func._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
     if (silent := _SILENT_WRITERS.get(str(func))) is not None:
         mean, var, training = silent
         if args[training]:
-            found += [position for position in (mean, var) if args[position] is not None]
-    return found
+            found += [args[mean], args[var]]
+    return [argument for argument in found if argument is not None]
+
+
+@contextmanager
+def plain_checkpoints() -> Iterator[None]:
+    """Lets `torch.utils.checkpoint` run its function once and save everything.
+
+    A captured step decides itself what is made again; a checkpoint's own second run would be captured with a second
+    draw of every random mask.
+    """
+
+    class Plain:
+        @staticmethod
+        def apply(function: Callable[..., Any], _preserve: bool, *args: Any) -> Any:
+            return function(*args)
+
+    def plain(*_: Any, **__: Any) -> Iterator[None]:
+        yield
+
+    before = checkpoint.CheckpointFunction, checkpoint._checkpoint_without_reentrant_generator
+    checkpoint.CheckpointFunction = Plain  # type: ignore[assignment, misc]
+    checkpoint._checkpoint_without_reentrant_generator = plain
+    try:
+        yield
+    finally:
+        checkpoint.CheckpointFunction, checkpoint._checkpoint_without_reentrant_generator = before  # type: ignore[misc]
+
+
+def peak_of(events: Iterable[int]) -> int:
+    """The largest running sum of allocator events.
+
+    Raises:
+        FedHybridError: The sum falls below zero: something born before was freed, so the peak would read too low.
+    """
+    live = peak = 0
+    for nbytes in events:
+        live += nbytes
+        peak = max(peak, live)
+        if live < 0:
+            raise FedHybridError(f"{-live} bytes were freed that were not allocated: this peak cannot be measured")
+    return peak
 
 
 def is_random(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:

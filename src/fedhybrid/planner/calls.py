@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedhybrid.errors import CaptureError
 from fedhybrid.graph import Op, Ref, Role, StepGraph, Value, map_refs
 from fedhybrid.protocols import Optimizer
 
@@ -48,7 +49,7 @@ def normalise_again(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, me
     """Batch norm's output from saved statistics in one pass; running statistics stay untouched.
 
     `addcmul` fuses multiply and add as the kernel does, so the bits are those of `native_batch_norm` on builds with
-    FMA in both; the planner verifies that before it uses this form (see `profile.verify_replays`).
+    FMA in both; the planner verifies that before it uses this form (see `planner.profile`).
 
     Args:
         x: Shape (batch, channels, ...).
@@ -110,6 +111,9 @@ def updates_of(graph: StepGraph) -> list[Update]:
         readers[storage] = readers.get(storage, 0) + 1
     found = []
     for param, grad in graph.grads.items():
+        if graph.storages[graph.storage_of(grad)].role is Role.PARAM:
+            reason = f"the gradient of {name_of[param]!r} is the memory of another parameter"
+            raise CaptureError("the backward pass", reason, "Return a copy from that autograd function.")
         owner = graph.storages[graph.storage_of(grad)]
         owned = owner.role is Role.TEMP and readers[owner.index] == 1 and graph.covers_storage(grad)
         found.append(Update(name_of[param], param, grad, owned))

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from fedhybrid.graph import Op, StepGraph
 from fedhybrid.opwork import OpWork
 from fedhybrid.planner.calls import Update, signature, update_signature
-from fedhybrid.planner.work import op_work
 from fedhybrid.protocols import Optimizer
 
 __all__ = ["CallCost", "CostTable"]
@@ -57,8 +56,3 @@ def work_of_update(graph: StepGraph, update: Update, optimizer: Optimizer) -> Op
     param = graph.values[update.param]
     tensors = 1 + len(optimizer.state_names)
     return OpWork("optimizer", 2.0 * tensors * param.numel, (2 * tensors + 1) * param.nbytes)
-
-
-def work_of_op(graph: StepGraph, op: Op) -> OpWork:
-    """As `op_work`."""
-    return op_work(graph, op)

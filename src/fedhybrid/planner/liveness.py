@@ -14,7 +14,8 @@ def eager_timeline(raw: StepGraph, costs: CostTable, optimizer: Optimizer) -> li
     """Bytes above the resident ones at each op of an eager step: forward, backward, then torch.optim.
 
     A storage is born at its producer and dies after the last use of any of its aliases; gradients live until the end
-    (they are set to None before the next step); sums of gradients are accumulated in place, as autograd does.
+    (they are set to None before the next step); sums of gradients are accumulated in place, as autograd does, and a
+    gradient that autograd may not keep as it is (strides other than the parameter's, or still read) is copied.
     The optimizer's for-loop implementation holds `eager_scratch_tensors` temporaries of one parameter at a time.
     """
     last: dict[int, int] = {}
@@ -24,7 +25,9 @@ def eager_timeline(raw: StepGraph, costs: CostTable, optimizer: Optimizer) -> li
     end = len(raw.ops)
     # backward() itself holds the gradient of the loss (its first op) until it returns.
     last[raw.storage_of(_first_output(raw))] = end - 1
-    kept = (raw.loss, *([] if raw.aux is None else [raw.aux]), *raw.grads.values())
+    copied = _copied_gradients(raw, last)
+    stolen = [grad for param, grad in raw.grads.items() if param not in copied]
+    kept = (raw.loss, *([] if raw.aux is None else [raw.aux]), *stolen)
     last.update({raw.storage_of(value): end for value in kept})
     dying: dict[int, list[int]] = {}
     for storage, position in last.items():
@@ -40,10 +43,36 @@ def eager_timeline(raw: StepGraph, costs: CostTable, optimizer: Optimizer) -> li
         workspace = 0 if op.is_view else costs.of_op(raw, op).workspace_bytes
         takes_over = position >= raw.backward_at and op.target == "aten.add.Tensor" and _first_dies(raw, position, last)
         tops.append(live + (0 if takes_over else fresh_bytes) + workspace)
-        live += fresh_bytes - sum(raw.storages[s].nbytes for s in dying.get(position, ()))
+        copies_bytes = sum(raw.values[param].nbytes for param, at in copied.items() if at == position)
+        tops[-1] = max(tops[-1], live + fresh_bytes + copies_bytes)
+        live += fresh_bytes + copies_bytes - sum(raw.storages[s].nbytes for s in dying.get(position, ()))
     for update in updates_of(raw):
         tops.append(live + optimizer.eager_scratch_tensors * raw.values[update.param].nbytes)
     return tops
+
+
+def _copied_gradients(raw: StepGraph, last: dict[int, int]) -> dict[int, int]:
+    """Parameters whose gradient AccumulateGrad copies, and the position at which it does.
+
+    It takes the tensor itself only if nothing else refers to it and its strides are those of the parameter
+    (torch/csrc/autograd/functions/accumulate_grad.h, "gradient layout contract").
+    """
+    made = {v: position for position, op in enumerate(raw.ops) for v in op.outputs if v is not None}
+    readers: dict[int, int] = {}
+    for position, op in enumerate(raw.ops):
+        for value in op.inputs:
+            readers[value] = position
+    owners = list(raw.grads.values())
+    copied: dict[int, int] = {}
+    for order, (param, grad) in enumerate(raw.grads.items()):
+        ready = made.get(grad, raw.backward_at)
+        p, g = raw.values[param], raw.values[grad]
+        fits = all(a == b for n, a, b in zip(p.shape, p.stride, g.stride, strict=True) if n != 1)
+        resident = raw.storages[g.storage].role is not Role.TEMP
+        if not fits or resident or readers.get(grad, -1) > ready or grad in owners[order + 1 :]:
+            copied[param] = ready
+            last[g.storage] = max(last.get(g.storage, ready), ready)
+    return copied
 
 
 def _first_output(raw: StepGraph) -> int:

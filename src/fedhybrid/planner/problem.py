@@ -92,9 +92,9 @@ class Problem:
         uses: For each storage, the positions in `ops` of its backward readers, ascending.
         updates: The optimizer's updates.
         outputs: Storages that must outlive the step (loss, auxiliary output).
-        resident_bytes: Everything that lives before and after the step, optimizer state included.
-        eager_peak_bytes: Peak of PyTorch eager with torch.optim, resident bytes included (A + R).
-        eager_timeline: Bytes at each op of the eager step, resident included; its backward starts at
+        resident_bytes: Everything that lives before and after the step, optimizer state included (R).
+        eager_peak_bytes: Peak of PyTorch eager with torch.optim above the resident bytes (A).
+        eager_timeline: Bytes above the resident ones at each op of the eager step; its backward starts at
             `eager_backward_at`.
         seconds: Of the step with nothing replayed.
     """
@@ -126,7 +126,7 @@ def make_problem(
         graph: After `graph.rewrite`.
         costs: Of every call of it.
         optimizer: Decides the state that is resident.
-        eager_timeline: From `liveness.eager_timeline`, resident bytes included.
+        eager_timeline: From `liveness.eager_timeline`, resident bytes excluded.
         eager_backward_at: Where its backward pass starts.
     """
     trained = {graph.storage_of(p) for p in graph.grads}
@@ -141,7 +141,8 @@ def make_problem(
             for storage in ops[-1].births:
                 producer[storage] = index
     outputs = {graph.storage_of(graph.loss), *([] if graph.aux is None else [graph.storage_of(graph.aux)])}
-    replays = {s: r for s, r in _replays(graph, costs, producer, trained).items() if s not in outputs}
+    held = outputs | {graph.storage_of(grad) for grad in graph.grads.values()}
+    replays = {s: r for s, r in _replays(graph, costs, producer, trained).items() if s not in held}
     uses: dict[int, list[int]] = {}
     for position in range(backward_at, len(ops)):
         for storage in ops[position].reads:
@@ -211,6 +212,9 @@ def in_place_arguments(graph: StepGraph, op: Op) -> list[tuple[int, int]]:
         if not isinstance(ref, Ref) or (position == 1 and op.kwargs.get("alpha", 1) != 1):
             continue
         value = graph.values[ref.value]
+        others = (v for v in op.inputs if v != ref.value)
+        if any(graph.storage_of(v) == value.storage for v in others):
+            continue  # another argument views the same memory: it would be read after it is overwritten
         same = (value.shape, value.stride, value.dtype) == (out.shape, out.stride, out.dtype)
         if same and graph.covers_storage(ref.value) and graph.storages[value.storage].role is Role.TEMP:
             found.append((position, value.storage))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedhybrid.errors import CaptureError
-from fedhybrid.graph import Op, StepGraph, Value, allocator_events, map_refs
+from fedhybrid.graph import Op, StepGraph, Value, allocator_events, map_refs, peak_of
 from fedhybrid.planner.calls import (
     Update,
     normalise_again,
@@ -23,7 +23,8 @@ from fedhybrid.planner.calls import (
     signature,
     update_signature,
 )
-from fedhybrid.planner.costs import CallCost, CostTable, work_of_op, work_of_update
+from fedhybrid.planner.costs import CallCost, CostTable, work_of_update
+from fedhybrid.planner.work import op_work
 from fedhybrid.protocols import Optimizer
 
 __all__ = ["profile_step"]
@@ -32,7 +33,8 @@ _MARKER_BYTES = 7919  # a size that no operator allocates, to cut the stream of 
 _TIMED_RUNS = 3
 
 Call = Callable[[], Any]
-MakeCall = Callable[[], Call]
+Fill = Callable[[Tensor], None]
+MakeCall = Callable[[Fill], Call]
 
 
 def profile_step(
@@ -58,15 +60,16 @@ def profile_step(
             if key not in makers:
                 makers[key] = _op_maker(owner, op)
                 births[key] = _birth_bytes(owner, op)
-                works[key] = work_of_op(owner, op)
+                works[key] = op_work(owner, op)
         for update in updates:
             key = update_signature(graph, update, optimizer)
             if key not in makers:
                 makers[key] = _update_maker(graph, update, optimizer)
                 births[key] = 0
                 works[key] = work_of_update(graph, update, optimizer)
-        workspace = _measure_workspace(makers, births)
-        seconds = {key: _measure_seconds(make) for key, make in makers.items()} if timed else dict.fromkeys(makers, 0.0)
+        fills = {key: _accepted_fill(key, make) for key, make in makers.items()}
+        workspace = _measure_workspace(makers, fills, births)
+        seconds = {key: _measure_seconds(make(fills[key])) if timed else 0.0 for key, make in makers.items()}
     return CostTable(
         calls={key: CallCost(seconds[key], workspace[key]) for key in makers}, works=works, exact_affine=exact
     )
@@ -90,18 +93,34 @@ def _birth_bytes(graph: StepGraph, op: Op) -> int:
     return sum(graph.storages[graph.storage_of(v)].nbytes for v in op.outputs if v is not None)
 
 
-def scratch(value: Value) -> Tensor:
+def _normal(flat: Tensor) -> None:
+    flat.normal_()
+
+
+def _uniform(flat: Tensor) -> None:
+    flat.uniform_()
+
+
+def _ones(flat: Tensor) -> None:
+    flat.fill_(1)
+
+
+# Tried in this order until the operator accepts its arguments (probabilities must lie in [0, 1], for example).
+_FILLS: tuple[Fill, ...] = (_normal, _uniform, _ones)
+
+
+def scratch(value: Value, fill: Fill = _normal) -> Tensor:
     """A tensor of the value's shape, strides and type, filled with ordinary numbers (integers: zeros)."""
     extent = 1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride, strict=True)) if value.numel else 0
     flat = torch.zeros(extent, dtype=value.dtype)
     if value.dtype.is_floating_point:
-        flat.normal_()
+        fill(flat)
     return flat.as_strided(value.shape, value.stride)
 
 
 def _op_maker(graph: StepGraph, op: Op) -> MakeCall:
-    def make() -> Call:
-        tensors = {v: scratch(graph.values[v]) for v in op.inputs}
+    def make(fill: Fill) -> Call:
+        tensors = {v: scratch(graph.values[v], fill) for v in op.inputs}
         args, kwargs = map_refs((op.args, op.kwargs), tensors.__getitem__)
         return lambda: op.func(*args, **kwargs)
 
@@ -109,8 +128,8 @@ def _op_maker(graph: StepGraph, op: Op) -> MakeCall:
 
 
 def _update_maker(graph: StepGraph, update: Update, optimizer: Optimizer) -> MakeCall:
-    def make() -> Call:
-        param, grad = scratch(graph.values[update.param]), scratch(graph.values[update.grad])
+    def make(fill: Fill) -> Call:
+        param, grad = scratch(graph.values[update.param], fill), scratch(graph.values[update.grad], fill)
         state = optimizer.init_state(param)
         for tensor in state.values():
             tensor.fill_(0.1)
@@ -123,24 +142,32 @@ def _update_maker(graph: StepGraph, update: Update, optimizer: Optimizer) -> Mak
     return make
 
 
-def _measure_workspace(makers: dict[str, MakeCall], births: dict[str, int]) -> dict[str, int]:
-    for key, make in makers.items():
+def _accepted_fill(key: str, make: MakeCall) -> Fill:
+    """The first fill that the call accepts.
+
+    The first run of a call also allocates one-off things (compiled kernels, caches) that are no workspace.
+    """
+    for fill in _FILLS:
         try:
-            make()()  # a first run allocates one-off things (compiled kernels, caches) that are no workspace
+            make(fill)()
+            return fill
         except RuntimeError as error:
             reason = f"it does not run on its own on scratch tensors: {str(error).splitlines()[0]}"
-            raise CaptureError(key.split("(")[0], reason, "Please report the operator; it needs a rule.") from error
+    raise CaptureError(key.split("(", maxsplit=1)[0], reason, "Please report the operator; it needs a rule of its own.")
+
+
+def _measure_workspace(makers: dict[str, MakeCall], fills: dict[str, Fill], births: dict[str, int]) -> dict[str, int]:
     gc.collect()
     with allocator_events() as events:
-        for make in makers.values():
-            call = make()
+        for key, make in makers.items():
+            call = make(fills[key])
             torch.empty(_MARKER_BYTES, dtype=torch.uint8)
             kept = call()
             torch.empty(_MARKER_BYTES, dtype=torch.uint8)
             del kept, call
     pieces = list(_between_markers(events))
     assert len(pieces) == len(makers), "the allocator's events could not be cut at the markers"
-    return {key: max(0, _peak(piece) - births[key]) for key, piece in zip(makers, pieces, strict=True)}
+    return {key: max(0, peak_of(piece) - births[key]) for key, piece in zip(makers, pieces, strict=True)}
 
 
 def _between_markers(events: list[int]) -> Iterable[list[int]]:
@@ -157,16 +184,7 @@ def _between_markers(events: list[int]) -> Iterable[list[int]]:
             inside.append(nbytes)
 
 
-def _peak(events: list[int]) -> int:
-    current = peak = 0
-    for nbytes in events:
-        current += nbytes
-        peak = max(peak, current)
-    return peak
-
-
-def _measure_seconds(make: MakeCall) -> float:
-    call = make()
+def _measure_seconds(call: Call) -> float:
     call()
     best = float("inf")
     for _ in range(_TIMED_RUNS):
