@@ -62,11 +62,9 @@ def writes_after_clone(h: Tensor) -> Tensor:
 
 def squeezes_in_place(h: Tensor) -> Tensor:
     wide = h.unsqueeze(1) * 2
-    flat = wide.view(-1)
     wide.squeeze_(1)
     wide.t_()
-    wide.t_()
-    return wide + flat.view_as(wide)
+    return (wide * 2).t_()
 
 
 MIDDLES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -204,6 +202,28 @@ class OwnsWeights(nn.Module):
 def test_what_would_train_otherwise_is_refused(make: Any, loss_fn: Any, words: str) -> None:
     with pytest.raises(fh.ConfigError, match=words):
         fh.compile_step(make(), loss_fn, batches()[0], optimizer=SGD)
+
+
+def changes_shape_under_a_view(h: Tensor) -> Tensor:
+    wide = (h * 2).unsqueeze(0).clone()
+    view = wide[0]
+    wide.squeeze_(0)
+    wide.t_()
+    return view + wide
+
+
+def test_a_view_of_a_tensor_whose_shape_is_changed_in_place_is_refused() -> None:
+    with pytest.raises(fh.CaptureError, match="form without underscore"):
+        fh.compile_step(Net(changes_shape_under_a_view), F.cross_entropy, batches()[0], optimizer=SGD)
+
+
+def test_a_loss_whose_memory_is_larger_than_a_scalar() -> None:
+    def loss_fn(scores: Tensor, y: Tensor) -> Tensor:
+        return F.binary_cross_entropy(torch.sigmoid(scores[:, 0]), (y % 2).float())
+
+    prepared = prepare_step(Net(torch.tanh), loss_fn, batches()[0], SGD)
+    step = TrainStep(prepared, prepared.keep_all())
+    assert_plan_holds(step)
 
 
 def test_flat_parameters_count_their_memory_once() -> None:

@@ -255,6 +255,7 @@ def prepare_step(
     graph = rewrite(raw)
     updates = updates_of(graph)
     costs = profile_step(raw, graph, updates, optimizer, timed=op_seconds is None)
+    raw, graph = costs.with_hidden_bytes(raw), costs.with_hidden_bytes(graph)
     if op_seconds is not None:
         costs = costs.priced(op_seconds)
     return PreparedStep(

@@ -209,9 +209,11 @@ class TrainStep:
         """
         key = (_key(self._plan), torch.get_num_threads())
         if key not in self._measured:
-            with self.preserved(), allocator_events() as events:
-                kept = self.run_example()
-            del kept
+            with self.preserved():
+                self._count = max(self._count, 1)  # a first step may need less scratch than all that follow
+                with allocator_events() as events:
+                    kept = self.run_example()
+                del kept
             self._measured[key] = self.prepared.resident_bytes + peak_of(events)
         return self._measured[key]
 

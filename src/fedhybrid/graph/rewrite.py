@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from fedhybrid.errors import CaptureError
 from fedhybrid.graph import torch_adapter as adapter
 from fedhybrid.graph.ir import Op, Ref, Role, StepGraph, Storage, map_refs
 
@@ -41,6 +42,9 @@ _METADATA_VIEWS = {
     "aten.transpose_.default": "aten.transpose.int",
     "aten.unsqueeze_.default": "aten.unsqueeze.default",
 }
+
+# Autograd rebuilds such a view from the changed tensor, and the rebuilt one differs between tracing and eager.
+_NO_METADATA = "Use the form without underscore (t.squeeze(0) instead of t.squeeze_(0))."
 
 # Backward operators whose gate (argument 1) is the same from the output as from the input, and their forward.
 # hardtanh: y <= low iff x <= low, y >= high iff x >= high. leaky_relu with a positive slope keeps the sign.
@@ -84,8 +88,9 @@ def _functional(graph: StepGraph) -> StepGraph:
         written = op.writes[0] if op.writes else -1
         result = op.outputs[0] if op.outputs else None
         if op.target in _METADATA_VIEWS and result is not None:
-            view = _METADATA_VIEWS[op.target]
-            base = now(written)
+            if _read_later(graph, {now(written), written, result}, last_use, position):
+                raise CaptureError(op.name, f"{op.target} changes a tensor that has another view", _NO_METADATA)
+            view, base = _METADATA_VIEWS[op.target], now(written)
             values[result] = replace(values[result], storage=values[base].storage, base=base)
             current[written] = result
             ops.append(_as(op, view, args, kwargs, is_view=True))
@@ -152,9 +157,14 @@ def _may_leave_place(
     others = (graph.values[v] for v in graph.ops[position].inputs if v != written)
     if any(other.dtype != old.dtype and other.shape for other in others):
         return False  # the functional form would promote its result to the wider type
-    aliases = (v.index for v in graph.values if v.storage == old.storage and v.index not in (root, written, result))
-    earlier = (v for v in aliases if v < result)
-    return all(last_use.get(v, -1) <= position for v in earlier)
+    return not _read_later(graph, {root, written, result}, last_use, position)
+
+
+def _read_later(graph: StepGraph, known: set[int], last_use: dict[int, int], position: int) -> bool:
+    """Whether another view of the same storage, made before the op at `position`, is read after it."""
+    newest, storages = max(known), {graph.storage_of(v) for v in known}
+    aliases = (v.index for v in graph.values[:newest] if v.storage in storages and v.index not in known)
+    return any(last_use.get(v, -1) > position for v in aliases)
 
 
 def _last_uses(graph: StepGraph) -> dict[int, int]:

@@ -15,10 +15,17 @@ __all__ = ["CallCost", "CostTable"]
 
 @dataclass(frozen=True)
 class CallCost:
-    """What one call costs. `workspace_bytes`: the allocator's peak inside the call beyond what it leaves behind."""
+    """What one call costs.
+
+    Attributes:
+        seconds: Of one call.
+        workspace_bytes: The allocator's peak inside the call beyond what it leaves behind.
+        hidden_bytes: What it leaves behind beyond its outputs' bytes (a mean may keep the memory of its summands).
+    """
 
     seconds: float
     workspace_bytes: int
+    hidden_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +46,16 @@ class CostTable:
     def of_update(self, graph: StepGraph, update: Update, optimizer: Optimizer) -> CallCost:
         """Cost of one parameter's update."""
         return self.calls[update_signature(graph, update, optimizer)]
+
+    def with_hidden_bytes(self, graph: StepGraph) -> StepGraph:
+        """The graph with storages as large as the operators really leave them."""
+        storages = list(graph.storages)
+        for op in graph.ops:
+            outputs = [v for v in op.outputs if v is not None]
+            if not op.is_view and not op.writes and outputs and (hidden := self.of_op(graph, op).hidden_bytes):
+                storage = storages[graph.storage_of(outputs[0])]
+                storages[storage.index] = replace(storage, nbytes=storage.nbytes + hidden)
+        return replace(graph, storages=storages)
 
     def priced(self, op_seconds: Callable[[OpWork], float]) -> CostTable:
         """The same calls on another device: its seconds, the workspace measured here."""

@@ -68,10 +68,10 @@ def profile_step(
                 births[key] = 0
                 works[key] = work_of_update(graph, update, optimizer)
         fills = {key: _accepted_fill(key, make) for key, make in makers.items()}
-        workspace = _measure_workspace(makers, fills, births)
+        held_bytes = _measure_bytes(makers, fills, births)
         seconds = {key: _measure_seconds(make(fills[key])) if timed else 0.0 for key, make in makers.items()}
     return CostTable(
-        calls={key: CallCost(seconds[key], workspace[key]) for key in makers}, works=works, exact_affine=exact
+        calls={key: CallCost(seconds[key], *held_bytes[key]) for key in makers}, works=works, exact_affine=exact
     )
 
 
@@ -156,7 +156,10 @@ def _accepted_fill(key: str, make: MakeCall) -> Fill:
     raise CaptureError(key.split("(", maxsplit=1)[0], reason, "Please report the operator; it needs a rule of its own.")
 
 
-def _measure_workspace(makers: dict[str, MakeCall], fills: dict[str, Fill], births: dict[str, int]) -> dict[str, int]:
+def _measure_bytes(
+    makers: dict[str, MakeCall], fills: dict[str, Fill], births: dict[str, int]
+) -> dict[str, tuple[int, int]]:
+    """Workspace and hidden bytes of each call (see `CallCost`)."""
     gc.collect()
     with allocator_events() as events:
         for key, make in makers.items():
@@ -167,7 +170,11 @@ def _measure_workspace(makers: dict[str, MakeCall], fills: dict[str, Fill], birt
             del kept, call
     pieces = list(_between_markers(events))
     assert len(pieces) == len(makers), "the allocator's events could not be cut at the markers"
-    return {key: max(0, peak_of(piece) - births[key]) for key, piece in zip(makers, pieces, strict=True)}
+    found = {}
+    for key, piece in zip(makers, pieces, strict=True):
+        hidden_bytes = max(0, sum(piece) - births[key])
+        found[key] = max(0, peak_of(piece) - births[key] - hidden_bytes), hidden_bytes
+    return found
 
 
 def _between_markers(events: list[int]) -> Iterable[list[int]]:
