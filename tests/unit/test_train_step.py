@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from tests.step_parts import OPTIMIZERS, cross_entropy, eager_training, image_batch, planned_training, small_model
+from tests.step_parts import (
+    OPTIMIZERS,
+    assert_plan_holds,
+    cross_entropy,
+    eager_training,
+    image_batch,
+    planned_training,
+    small_model,
+)
 from torch import nn
 
 import fedhybrid as fh
@@ -99,6 +107,21 @@ def test_switching_plans_in_mid_training_changes_no_bit(model: nn.Module) -> Non
         step(*batch)
     for a, b in zip(model.parameters(), expected.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_ladder_is_switched_without_planning(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = fh.compile_step(model, cross_entropy, image_batch(), optimizer=ADAM, ladder=("100%", "60%", "45%"))
+    with monkeypatch.context() as patch:
+        patch.setattr(PreparedStep, "plan", lambda *_, **__: pytest.fail("planned again"))
+        peaks = []
+        for budget in ("120%", "60%", "50%"):
+            step.set_budget(budget)
+            assert_plan_holds(step)
+            peaks.append(step.plan.peak_bytes)
+    assert peaks == sorted(peaks, reverse=True)
+    assert len(set(peaks)) == 3
+    step.set_budget("43%")  # below the lowest rung: planned now
+    assert step.plan.peak_bytes < peaks[-1]
 
 
 def test_an_impossible_budget_leaves_the_plan_and_names_the_smallest(prepared: PreparedStep) -> None:

@@ -19,7 +19,7 @@ from fedhybrid.executor.prepare import ACTIONS, PlanOptions, PreparedStep, prepa
 from fedhybrid.graph import allocator_events, peak_of
 from fedhybrid.planner import Plan, build_schedule, plan_decisions
 from fedhybrid.protocols import Optimizer
-from fedhybrid.units import Budget
+from fedhybrid.units import Budget, parse_budget
 
 __all__ = ["TrainStep", "compile_step", "plan_step"]
 
@@ -45,6 +45,7 @@ class TrainStep:
         self._planning = planning or PlanOptions()
         self._bound = BoundModel(prepared.model, prepared.graph)
         self._programs: dict[Key, Program] = {}
+        self._ladder: list[Plan] = []
         self._measured: dict[tuple[Key, int], int] = {}
         self._lr = prepared.optimizer.lr
         self._state: dict[str, dict[str, Tensor]] = {}
@@ -128,12 +129,33 @@ class TrainStep:
         return lower(problem, build_schedule(problem, plan_decisions(problem, plan)), self.prepared.updates)
 
     def set_budget(self, budget: str | int | Budget) -> None:
-        """Plans for another budget, with the options of `compile_step`, and switches to that plan; no new capture.
+        """Switches to another budget from the next step on; no new capture.
+
+        Takes the fastest rung of the ladder that fits, at once, or plans anew with the options of `compile_step` where
+        none does.
 
         Raises:
             InfeasibleBudgetError: No plan fits; the step keeps its plan.
         """
+        limit = parse_budget(budget).resolve_bytes(
+            resident_bytes=self.prepared.resident_bytes, eager_peak_bytes=self.prepared.eager_peak_bytes
+        )
+        fitting = [rung for rung in self._ladder if rung.peak_bytes <= limit]
+        if fitting:
+            self.use_plan(min(fitting, key=lambda rung: (rung.extra_time_s, rung.peak_bytes)))
+            return
         self.use_plan(self.prepared.plan(budget, **vars(self._planning)))
+
+    def prepare_ladder(self, budgets: Sequence[str | int | Budget]) -> None:
+        """Plans and compiles a program for each of several budgets, so that `set_budget` can switch at once.
+
+        Raises:
+            InfeasibleBudgetError: No plan fits one of them.
+        """
+        ladder = [self.prepared.plan(budget, **vars(self._planning)) for budget in budgets]
+        for plan in ladder:
+            self._programs.setdefault(_key(plan), self._compiled(plan))
+        self._ladder = ladder
 
     def set_lr(self, lr: float) -> None:
         """Changes the learning rate from the next step on.
@@ -268,6 +290,7 @@ def compile_step(
     max_gradient_error: float = 0.0,
     time_limit_s: float | None = 5.0,
     plan: Plan | None = None,
+    ladder: Sequence[str | int | Budget] = (),
 ) -> TrainStep:
     """Compiles a training step of `model` whose peak stays inside `budget`.
 
@@ -282,6 +305,7 @@ def compile_step(
         max_gradient_error: Cap on the relative L2 error of the gradient.
         time_limit_s: Wall-clock limit on planning, in seconds; None bounds the work instead.
         plan: A plan made before, here or elsewhere; takes the place of planning.
+        ladder: Further budgets to plan and compile for now, so that `TrainStep.set_budget` switches at once.
 
     Raises:
         CaptureError: The model does not trace.
@@ -297,7 +321,9 @@ def compile_step(
     prepared = prepare_step(model, loss_fn, batch, optimizer)
     if plan is None:
         plan = prepared.keep_all() if budget is None else prepared.plan(budget, **vars(planning))
-    return TrainStep(prepared, plan, planning=planning)
+    step = TrainStep(prepared, plan, planning=planning)
+    step.prepare_ladder(ladder)
+    return step
 
 
 def plan_step(
