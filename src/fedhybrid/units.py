@@ -14,8 +14,8 @@ _FACTORS = {
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
-_AMOUNT = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
-_PERCENT = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*%\s*")
+_AMOUNT = re.compile(r"\s*(-?[0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
+_PERCENT = re.compile(r"\s*(-?[0-9]*\.?[0-9]+)\s*%\s*")
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,11 @@ class TestEveryDevice:
         assert "https://" in sources
         assert "ASSUMPTIONS" in DEVICES[name].read_text(encoding="utf-8")
 
+    def test_rates_of_memory_and_links_can_be_looked_up_or_are_called_assumptions(self, name: str) -> None:
+        for source in load_profile(name).sources:
+            if source.startswith(("memory", "peak.bytes_per_s", "op_overhead_s", "uplink")):
+                assert "https://" in source or "http://" in source or "of this project" in source, source
+
     def test_no_kind_is_faster_than_the_peak(self, name: str) -> None:
         peak = tomllib.loads(DEVICES[name].read_text(encoding="utf-8"))["peak"]
         for rate in load_profile(name).kinds.values():

@@ -99,8 +99,9 @@ def test_width_scales_the_model(name: str) -> None:
         return sum(p.numel() for p in small(name, width=width).parameters())
 
     assert parameters(0.5) < parameters(1.0) < parameters(1.5)
-    with pytest.raises(ConfigError, match="width must be positive"):
-        small(name, width=0.0)
+    for wrong in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ConfigError, match="width must be positive and finite"):
+            small(name, width=wrong)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "vit"])

@@ -126,5 +126,5 @@ def test_natural_keeps_people_together() -> None:
     assert {len(owner) for owner in owners} == {2, 3}
     with pytest.raises(ConfigError, match="10 natural clients"):
         partition_data("natural", labels, clients=11, seed=0, alpha=1.0, natural_ids=people)
-    with pytest.raises(ConfigError, match="natural clients"):
+    with pytest.raises(ConfigError, match="which no built-in one does"):
         partition_data("natural", labels, clients=4, seed=0, alpha=1.0)

@@ -11,10 +11,15 @@ from tests.integration.cli_runner import Ran, assert_refused, fedhybrid
 @pytest.fixture
 def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "broken_nets.py").write_text(
-        "def make(input_shape, classes):\n    raise RuntimeError('out of paint')\n"
+        "from torch import nn\n"
+        "class Make(nn.Linear):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(64, 10)\n"
+        "    def train(self, mode=True):\n"
+        "        raise RuntimeError('out of paint')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    return "broken_nets:make"
+    return "broken_nets:Make"
 
 
 def plan(model: str, **env: str) -> Ran:

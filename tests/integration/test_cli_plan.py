@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,9 @@ class TestAnswer:
         assert again.code == 0, again.err
         assert json.loads(again.out)["fingerprint"] == first["fingerprint"]
 
-    def test_own_model_by_module_and_factory(self, tmp_path: Path) -> None:
+    def test_own_model_by_module_and_factory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", sys.path.copy())
         (tmp_path / "own_nets.py").write_text(
             "from torch import nn\n"
             "def tiny(input_shape, classes, hidden=8):\n"
@@ -87,7 +90,7 @@ class TestAnswer:
             "    return nn.Sequential(nn.Flatten(), nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, classes))\n"
         )
         arguments = ("plan", "own_nets:tiny", "hidden=16", *SMALL[1:], "--budget", "100%", "--json")
-        ran = fedhybrid_process(*arguments, cwd=tmp_path)
+        ran = fedhybrid(*arguments)
         assert ran.code == 0, ran.err
         assert json.loads(ran.out)["resident_bytes"] > 4 * 16 * 256
 
@@ -113,6 +116,31 @@ class TestRefusal:
 
     def test_unknown_model_offers_the_nearest(self) -> None:
         assert_refused(fedhybrid("plan", "resnet81", *SMALL[1:], "--budget", "50%"), "Did you mean 'resnet18'?")
+
+    @pytest.mark.parametrize(
+        ("module", "expected"),
+        [
+            (
+                "def make(input_shape, classes, side=3):\n    raise ValueError('side must be even')\n",
+                "side must be even",
+            ),
+            ("def make():\n    return 1 / 0\n", "ZeroDivisionError"),
+            ("def make(:\n", "SyntaxError"),
+            ("raise RuntimeError('needs a licence')\n", "needs a licence"),
+        ],
+    )
+    def test_a_factory_that_fails(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, expected: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", sys.path.copy())
+        name = f"failing_nets_{abs(hash(module))}"
+        (tmp_path / f"{name}.py").write_text(module)
+        assert_refused(fedhybrid("plan", f"{name}:make", *SMALL[1:], "--budget", "50%"), expected)
+
+    @pytest.mark.parametrize("width", ["inf", "1e30"])
+    def test_a_width_that_nothing_can_hold(self, width: str) -> None:
+        assert_refused(fedhybrid("plan", "cnn", f"width={width}", *SMALL[1:], "--budget", "50%"), "width")
 
     def test_unknown_model_option(self) -> None:
         assert_refused(fedhybrid("plan", "cnn", "widht=2", *SMALL[1:], "--budget", "50%"), "Did you mean 'width'?")

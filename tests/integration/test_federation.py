@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +17,27 @@ import pytest
 from tests.federation_parts import recipe
 
 import fedhybrid as fh
-from fedhybrid.errors import ConfigError
+from fedhybrid.errors import CaptureError, ConfigError
 from fedhybrid.experiment import RunResult
 from fedhybrid.records import ClientRecord, RoundRecord, Summary
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = {"variants": {"ours": {}, "theirs": {"method": "fedavg", "policy": "exclusion"}}}
+
+
+_BRANCHING = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, *, input_shape, classes):
+        super().__init__()
+        self.head = nn.Linear(input_shape[0] * input_shape[1] * input_shape[2], classes)
+
+    def forward(self, x):
+        y = self.head(x.flatten(1))
+        return y if y.sum() > 0 else -y
+"""
 
 
 def rounds_of(result: RunResult) -> list[RoundRecord]:
@@ -160,7 +176,7 @@ class TestAgain:
         assert longer.summary.rounds == 5
 
     def test_a_finished_run_is_only_read(self, whole: RunResult) -> None:
-        before = {path: path.stat().st_mtime_ns for path in whole.folder.rglob("*.*") if path.name != "config.toml"}
+        before = {path: path.stat().st_mtime_ns for path in whole.folder.rglob("*.*")}
         again = fh.run(recipe(rounds=5), out=whole.folder, resume=True)
         assert again == whole
         assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -179,6 +195,52 @@ class TestAgain:
         for label in ("ours", "theirs"):
             same_run(tmp_path / "one" / label, tmp_path / "two" / label)
         assert result.summaries.keys() == {"ours", "theirs"}
+
+
+class TestErrorsInVariants:
+    """What goes wrong in a variant's process is the same error as in this one."""
+
+    def test_step_that_cannot_be_captured(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "branching_net.py").write_text(_BRANCHING)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        raw = recipe(model="branching_net:Net", model_options={}, compare=VARIANTS)
+        said = []
+        for processes in (1, 2):
+            with pytest.raises(CaptureError) as caught:
+                fh.run(raw, out=tmp_path / str(processes), processes=processes)
+            said.append(str(caught.value))
+        assert said[0] == said[1]
+
+    def test_plan_of_another_graph(self, tmp_path: Path) -> None:
+        raw, out = recipe(rounds=1, compare=VARIANTS), tmp_path / "run"
+        fh.run(raw, out=out, processes=1)
+        path = out / "ours/plans/laptop-smallest.json"
+        stored = json.loads(path.read_text())
+        path.write_text(json.dumps(stored | {"fingerprint": "f" * len(stored["fingerprint"])}))
+        for processes in (1, 2):
+            with pytest.raises(ConfigError, match="was made for graph ffff"):
+                fh.run(raw, out=out, overrides={"rounds": 2}, resume=True, processes=processes)
+            assert (out / "ours/summary.json").is_file()
+
+
+class TestDiverged:
+    def test_tasks_that_ran_are_measured_and_sent(self, tmp_path: Path) -> None:
+        result = fh.run(recipe(rounds=1), out=tmp_path / "run", overrides={"train.lr": 1e30})
+        assert {task.outcome for task in result.clients} == {"non_finite"}
+        for task in result.clients:
+            assert task.steps > 0
+            assert task.planned_peak_bytes is not None
+            assert task.measured_peak_bytes is not None
+            assert task.measured_peak_bytes <= task.budget_bytes
+        assert result.rounds[0].bytes_up == result.rounds[0].bytes_down > 0
+
+
+def test_damaged_model_of_a_finished_run_is_written_again(whole: RunResult, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole.folder, out)
+    (out / "model.safetensors").write_bytes(b"half")
+    fh.run(recipe(rounds=5), out=out, resume=True)
+    same_run(whole.folder, out)
 
 
 class TestKilled:

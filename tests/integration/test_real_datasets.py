@@ -1,4 +1,4 @@
-"""The real data sets, where they lie: in the folder FEDHYBRID_DATA, or in ../shared/data beside the repository."""
+"""The real data sets, where they lie: in the folder that FEDHYBRID_DATA names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from fedhybrid.data import load_dataset
 
-ROOT = Path(os.environ.get("FEDHYBRID_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+ROOT = Path(os.environ.get("FEDHYBRID_DATA") or "FEDHYBRID_DATA is not set")
 
 
 @pytest.mark.skipif(not (ROOT / "FashionMNIST" / "raw").is_dir(), reason="needs FEDHYBRID_DATA with FashionMNIST/raw")

@@ -118,6 +118,7 @@ def test_step_that_does_not_fit_is_a_failure_after_the_download(scene: Scene) ->
     assert event is not None
     assert isinstance(event.result, Failure)
     assert event.result.kind == "out_of_memory"
+    assert event.result.ran is None
     assert f"{whole:,}" in event.result.detail
     assert event.duration_s == total_bytes(task.weights) / scene.fleet.tiers[0].device.downlink_bytes_per_s
 
@@ -155,6 +156,9 @@ def test_diverged_training_is_a_failure_and_the_next_task_is_not(scene: Scene) -
     assert bad is not None
     assert isinstance(bad.result, Failure)
     assert bad.result.kind == "non_finite"
+    assert bad.result.ran is not None  # its peak and its upload count
+    assert bad.result.ran.steps == 15
+    assert bad.result.ran.measured_peak_bytes > scene.book.resident_bytes
     assert good is not None
     assert isinstance(good.result, Update)
 

@@ -100,6 +100,17 @@ def test_exploration_decays_to_its_floor(round_index: int, share: float) -> None
     assert FedHybridSelection().exploration_share_ratio(round_index) == pytest.approx(share)
 
 
+def test_a_tenth_of_ten_is_one() -> None:
+    many = candidates(
+        **{name: np.resize(value, 40) for name, value in vars(candidates()).items() if isinstance(value, np.ndarray)}
+        | {"client": np.arange(40)}
+    )
+    policy = FedHybridSelection(exploration_ratio=0.9)
+    state = policy.observe([outcome(client, 1.0) for client in range(20)], policy.init())
+    cohort, _ = policy.select(many, 10, state, round_index=0, seed=0)
+    assert (cohort < 20).sum() == 1, "0.9 of ten places are for untried clients: one is left"
+
+
 def test_the_cohort_mixes_untried_and_best() -> None:
     policy = FedHybridSelection(exploration_ratio=0.5, exploration_decay=1.0)
     state = policy.observe([outcome(0, 1.0), outcome(1, 5.0), outcome(2, 9.0), outcome(3, 3.0)], policy.init())

@@ -65,6 +65,14 @@ def test_all_problems_of_a_fleet_at_once() -> None:
         make_fleet([], 3, seed=0)
 
 
+def test_a_tier_is_checked_whole() -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_fleet([TierSpec(name="low", budget=-3, device="toaster")], 3, seed=0)
+    budget, device = caught.value.problems
+    assert budget == "fleet tier 'low': a byte budget must be positive, got -3"
+    assert device.startswith("fleet tier 'low': unknown device 'toaster'")
+
+
 def test_a_million_clients_are_a_few_arrays() -> None:
     fleet = make_fleet(TIERS, 1_000_000, seed=0)
     assert fleet.budgets(resident_bytes=1, eager_peak_bytes=2).nbytes == 8_000_000

@@ -94,7 +94,7 @@ def test_factories_of_other_packages() -> None:
         ("torch.nn:Linaer", "Linaer"),
         ("torch:__version__", "function or class"),
         (f"{__name__}:not_a_module", "made a int"),
-        ("torch.nn:Linear", "refuses its options"),
+        ("torch.nn:Linear", "cannot be made for input 3x32x32 and 4 classes"),
     ],
 )
 def test_what_is_no_factory(name: str, words: str) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from fedhybrid.engine.plans import PlanBook, bucket_bytes, bucket_name
 from fedhybrid.engine.runtime import one_thread
-from fedhybrid.errors import PlanMismatchError
+from fedhybrid.errors import ConfigError
 from fedhybrid.executor import PreparedStep
 from fedhybrid.models import build_model
 
@@ -121,5 +121,16 @@ class TestStore:
         path = tmp_path / "plans/laptop-smallest.json"
         stored = json.loads(path.read_text())
         path.write_text(json.dumps(stored | {"fingerprint": "f" * len(stored["fingerprint"])}))
-        with pytest.raises(PlanMismatchError):
+        with pytest.raises(
+            ConfigError, match=r"laptop-smallest\.json was made for graph ffff.*start again with"
+        ) as caught:
             plan_book(prepared, tmp_path)
+        assert "plan_step" not in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["plans/laptop-smallest.json", "infeasible.json"])
+    def test_damaged_file_is_named(self, prepared: PreparedStep, tmp_path: Path, name: str) -> None:
+        plan_book(prepared, tmp_path)
+        (tmp_path / name).write_text("{")
+        with pytest.raises(ConfigError, match="delete the file") as caught:
+            plan_book(prepared, tmp_path)
+        assert str(tmp_path / name) in str(caught.value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from tests.federation_parts import recipe
@@ -14,7 +14,7 @@ from fedhybrid.executor import SGD, Adam, AdamW, Proximal
 from fedhybrid.experiment import build_federation, config_toml, load_config
 from fedhybrid.experiment.build import base_optimizer
 from fedhybrid.experiment.check import to_table, variants_of
-from fedhybrid.experiment.config import TrainTable
+from fedhybrid.experiment.config import RunConfig, TrainTable
 from fedhybrid.experiment.overrides import apply_overrides
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,14 @@ class TestProblems:
             ("rounds", "many", "rounds: must be a valid integer, got 'many'"),
             ("rounds", 2.0, "rounds: must be a valid integer"),
             ("rounds", 0, "rounds: must be greater than or equal to 1, got 0"),
-            ("train", 5, "train: "),
+            ("train", 5, "train: must be a table, got 5"),
+            ("model_options", [], "model_options: must be a table, got []"),
+            ("fleet.tiers", [], "fleet.tiers: must have at least one entry, got []"),
+            (
+                "fleet.clients_per_round",
+                25,
+                "fleet.clients_per_round must be at most data.clients, which is 24, got 25",
+            ),
             ("train.lr", "0.1", "train.lr: must be a valid number, got '0.1'"),
             ("train.lr", -0.1, "train.lr: must be greater than 0"),
             ("train.lr", float("inf"), "train.lr: must be a finite number"),
@@ -82,6 +89,12 @@ class TestProblems:
 
     def test_missing_entries(self) -> None:
         assert problems_of({"rounds": 3}) == ["model is missing", "dataset is missing"]
+
+    def test_options_of_one_part_all_at_once(self) -> None:
+        found = problems_of(recipe(policy_options={"foo": 1, "bonus": -1.0, "stat": "x"}))
+        assert len(found) == 3, found
+        for part in ("policy_options.foo: policy", "bonus must be at least 0", "stat must be one of"):
+            assert sum(part in problem for problem in found) == 1, (part, found)
 
     def test_all_at_once(self, tmp_path: Path) -> None:
         found = problems_of(
@@ -169,6 +182,51 @@ class TestOverrides:
         assert load_config(raw, {"model": "cnn"}).model_options["width"] == 1.0
 
 
+class TestOverridesOfVariants:
+    RAW: ClassVar = recipe(
+        compare={
+            "variants": {
+                "ours": {},
+                "prox": {"method": "fedprox", "method_options": {"mu": 0.5}, "train": {"lr": 0.3}},
+                "theirs": {"method": "fedavg", "policy": "exclusion", "train.epochs": 2},
+            }
+        }
+    )
+
+    def variants(self, **overrides: Any) -> dict[str, RunConfig]:
+        return variants_of(load_config(self.RAW, {key.replace("__", "."): v for key, v in overrides.items()}))
+
+    def test_win_in_every_variant(self) -> None:
+        found = self.variants(method="fedavg", policy="uniform", train__lr=0.2)
+        assert {(each.method, each.policy, each.train.lr) for each in found.values()} == {("fedavg", "uniform", 0.2)}
+        assert found["prox"].method_options == {}
+        assert found["theirs"].train.epochs == 2  # what is not overridden stays
+
+    def test_options_stay_with_their_part(self) -> None:
+        assert self.variants(method="fedprox")["prox"].method_options == {"mu": 0.5}
+        assert (
+            self.variants(method="fedprox")["theirs"].method_options
+            == load_config(recipe(method="fedprox")).method_options
+        )
+        both = self.variants(method="fedprox", method_options={"mu": 0.7})
+        assert {each.method_options["mu"] for each in both.values()} == {0.7}
+
+    def test_options_reach_a_variant_of_another_part(self) -> None:
+        raw = recipe(policy_options={"bonus": 0.3}, compare={"variants": {"prox": {"method": "fedprox"}}})
+        raw["method"] = "fedprox"
+        raw["compare"]["variants"]["ours"] = {"method": "fedprox", "policy": "fedhybrid"}
+        found = variants_of(load_config(raw, {"method_options.mu": 0.9, "policy_options.bonus": 0.4}))
+        assert {(each.method_options["mu"], each.policy_options["bonus"]) for each in found.values()} == {(0.9, 0.4)}
+
+    def test_a_whole_table_of_a_variant_does_not_hide_them(self) -> None:
+        raw = recipe(method="fedprox", compare={"variants": {"a": {"method_options": {}}}})
+        assert variants_of(load_config(raw, {"method_options.mu": 0.9}))["a"].method_options["mu"] == 0.9
+
+    def test_what_is_resolved_keeps_them(self) -> None:
+        config = load_config(self.RAW, {"method": "fedavg"})
+        assert variants_of(load_config(to_table(config))) == variants_of(config)
+
+
 class TestResolved:
     def test_is_a_recipe_again(self) -> None:
         text = config_toml(recipe(compare={"variants": {"plain": {}, "prox": {"method": "fedprox"}}}))
@@ -182,6 +240,13 @@ class TestResolved:
     def test_root_becomes_absolute(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         assert load_config(recipe(), {"data.root": "my/data"}).data.root == str(tmp_path / "my/data")
+
+    def test_own_device_profile_becomes_absolute(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "mine.toml").write_text((ROOT / "src/fedhybrid/devices/profiles/laptop.toml").read_text())
+        tiers = [{"name": name, "budget": "100%", "device": name} for name in ("mine.toml", "laptop")]
+        config = load_config(recipe(), {"fleet.tiers": tiers})
+        assert [tier.device for tier in config.fleet.tiers] == [str(tmp_path / "mine.toml"), "laptop"]
 
     def test_variants(self) -> None:
         raw = recipe(compare={"variants": {"ours": {}, "theirs": {"method": "fedavg", "policy": "exclusion"}}})

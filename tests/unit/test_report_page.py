@@ -72,6 +72,21 @@ def test_the_page_lies_above_the_variants_with_its_figures(variants: Path, page:
     assert page.open == []
 
 
+@pytest.mark.parametrize("label", ["exclusion", "fedhybrid"])
+def test_each_variant_has_a_page_of_its_own(variants: Path, page: Page, label: str) -> None:
+    own = Page((variants / label / "report.html").read_text())
+    assert own.open == []
+    assert label in own.text
+    assert not any(f"{other} reached" in own.text for other in {"exclusion", "fedhybrid"} - {label})
+    shown = [base64.b64decode(r.partition(",")[2]) for r in own.references]
+    drawn = sorted((variants / label / "figures").glob("*.png"))
+    assert len(drawn) == len(shown) / 2 >= 4
+    assert all(path.read_bytes() in shown for path in drawn)
+    alone = (variants / label / "report.html").read_bytes()
+    write_report(variants / label)
+    assert (variants / label / "report.html").read_bytes() == alone
+
+
 def test_the_page_needs_nothing_else(variants: Path, page: Page) -> None:
     assert len(page.references) == 10  # five figures, light and dark
     for reference in page.references:
@@ -154,6 +169,21 @@ def test_contradicting_records_are_pointed_out(tmp_path: Path) -> None:
     (folder / "summary.json").write_text(as_json(dataclasses.replace(summary, budget_violations=0)))
     assert "summary.json says 0 budget violations" in notices(load_runs(folder))[0]
     assert key_facts(load_runs(folder))[0].value.startswith("1 of ")
+
+
+def test_a_fleet_without_a_fitting_device_is_explained(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=2, policy="exclusion", tiers={"25%": 0.25, "40%": 0.4})
+    (notice,) = notices(load_runs(folder))
+    assert notice.replace("\u00a0", " ") == (
+        "run: no device took part, as no budget holds a training step (the largest budget is 44.40 MiB, PyTorch's own "
+        "step needs 102.00 MiB), so the model is as it was before training."
+    )
+
+
+def test_tasks_that_all_failed_are_explained(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=2, failing=1.0)
+    (notice,) = notices(load_runs(folder))
+    assert notice.startswith("run: all 16 tasks failed (16 out of memory; the first: another application took 12 MiB)")
 
 
 def test_headline_of_many_runs_names_the_best_and_the_spread(tmp_path: Path) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
+from fedhybrid.devices import DeviceProfile, load_profile
 from fedhybrid.engine.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from fedhybrid.engine.files import append_durably, truncate_to, write_atomically
-from fedhybrid.engine.folder import RunFolder, claim_folder
+from fedhybrid.engine.claim import Claim, claim_folders
+from fedhybrid.engine.files import truncate_to, write_atomically
+from fedhybrid.engine.folder import RunFolder
 from fedhybrid.errors import ConfigError
 from fedhybrid.protocols import ServerState
-from fedhybrid.records import RoundRecord
+from fedhybrid.records import RoundRecord, Summary, append_jsonl
 
 CONFIG: dict[str, Any] = {"method": "fedavg", "rounds": 4, "train": {"lr": 0.1, "epochs": 1}}
 
@@ -25,6 +28,34 @@ def record(number: int) -> RoundRecord:
         round=number, virtual_time_s=1.5 * number, accuracy=0.5, loss=None, train_loss=1.0, cohort=[1, 2], completed=2,
         failed=0, bytes_up=10, bytes_down=20, wall_time_s=0.1,
     )  # fmt: skip
+
+
+SUMMARY = Summary(
+    method="fedavg", policy="uniform", dataset="digits", model="cnn", seed=0, rounds=1, clients=3, final_accuracy=0.5,
+    best_accuracy=0.5, virtual_time_s=1.5, wall_time_s=2, time_to_accuracy_s={"0.50": 1.5, "0.60": None}, bytes_up=10,
+    bytes_down=20, participation={"all": {"clients": 3}}, budget_violations=0, failures={}, resident_bytes=1,
+    eager_peak_bytes=2, runtime_bytes=3,
+)  # fmt: skip
+
+
+def claim(path: Path, config: dict[str, Any], *, resume: bool, devices: tuple[DeviceProfile, ...] = ()) -> None:
+    claim_folders([Claim(path=path, config=config, devices=devices)], resume=resume)
+
+
+def finished_run(path: Path) -> dict[Path, bytes]:
+    """A finished run of one round; its files."""
+    config = CONFIG | {"rounds": 1}
+    claim(path, config, resume=False, devices=(load_profile("laptop"),))
+    folder, state = RunFolder(path), checkpoint()
+    lengths = folder.append(record(0), [])
+    folder.store(dataclasses.replace(state, next_round=1, rounds_length_bytes=lengths[0]))
+    folder.finish(state.server.weights, SUMMARY)
+    (path / "plans").mkdir()
+    return files_of(path)
+
+
+def files_of(path: Path) -> dict[Path, bytes]:
+    return {inside: inside.read_bytes() for inside in path.rglob("*") if inside.is_file()}
 
 
 def checkpoint(**changes: Any) -> Checkpoint:
@@ -75,10 +106,11 @@ class TestFiles:
     def test_lengths(self, tmp_path: Path) -> None:
         path = tmp_path / "f"
         assert truncate_to(path, 0)
-        first = append_durably(path, ["a", "bc"])
-        append_durably(path, ["later"])
+        first = append_jsonl(path, [record(0), record(1)])
+        whole = path.read_bytes()
+        append_jsonl(path, [record(2)])
         assert truncate_to(path, first)
-        assert path.read_text() == "a\nbc\n"
+        assert path.read_bytes() == whole
         assert not truncate_to(path, first + 1)
 
 
@@ -109,50 +141,152 @@ class TestRestore:
 
 class TestClaim:
     def test_new_and_empty_folders(self, tmp_path: Path) -> None:
-        claim_folder(tmp_path / "a/b", CONFIG, resume=False)
-        claim_folder(tmp_path / "c", CONFIG, resume=True)
+        claim(tmp_path / "a/b", CONFIG, resume=False)
+        claim(tmp_path / "c", CONFIG, resume=True)
         assert (tmp_path / "a/b/config.toml").is_file()
         assert (tmp_path / "c/config.toml").is_file()
 
     def test_left_overs_of_a_killed_process_do_not_count(self, tmp_path: Path) -> None:
         (tmp_path / "config.toml.tmp").write_text("meth")
         (tmp_path / ".lock").touch()
-        claim_folder(tmp_path, CONFIG, resume=False)
+        (tmp_path / "devices.json").write_text("{}")
+        (tmp_path / "variant").mkdir()
+        (tmp_path / "variant/.lock").touch()
+        claim(tmp_path, CONFIG, resume=False)
 
     def test_a_run_is_not_overwritten(self, tmp_path: Path) -> None:
-        claim_folder(tmp_path, CONFIG, resume=False)
+        claim(tmp_path, CONFIG, resume=False)
         with pytest.raises(ConfigError, match="unfinished run already; add --resume"):
-            claim_folder(tmp_path, CONFIG, resume=False)
+            claim(tmp_path, CONFIG, resume=False)
         (tmp_path / "summary.json").write_text("{}")
         with pytest.raises(ConfigError, match="a finished run already"):
-            claim_folder(tmp_path, CONFIG, resume=False)
+            claim(tmp_path, CONFIG, resume=False)
 
     def test_what_is_no_run_is_not_touched(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").write_text("years of work")
         for resume in (True, False):
             with pytest.raises(ConfigError, match="not empty and holds no run"):
-                claim_folder(tmp_path, CONFIG, resume=resume)
+                claim(tmp_path, CONFIG, resume=resume)
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
     def test_a_file_is_no_folder(self, tmp_path: Path) -> None:
         (tmp_path / "f").touch()
         with pytest.raises(ConfigError, match="is a file"):
-            claim_folder(tmp_path / "f", CONFIG, resume=False)
+            claim(tmp_path / "f", CONFIG, resume=False)
 
     def test_another_configuration_does_not_go_on(self, tmp_path: Path) -> None:
-        claim_folder(tmp_path, CONFIG, resume=False)
+        claim(tmp_path, CONFIG, resume=False)
         other = {"method": "fedprox", "rounds": 4, "train": {"lr": 0.2, "epochs": 1}}
         with pytest.raises(ConfigError) as caught:
-            claim_folder(tmp_path, other, resume=True)
+            claim(tmp_path, other, resume=True)
         assert len(caught.value.problems) == 2
         assert "method was 'fedavg'" in caught.value.problems[0]
         assert "train.lr was 0.1" in caught.value.problems[1]
 
     def test_rounds_may_grow_and_not_shrink(self, tmp_path: Path) -> None:
-        claim_folder(tmp_path, CONFIG, resume=False)
-        claim_folder(tmp_path, CONFIG | {"rounds": 9}, resume=True)
+        claim(tmp_path, CONFIG, resume=False)
+        claim(tmp_path, CONFIG | {"rounds": 9}, resume=True)
         with pytest.raises(ConfigError, match="rounds was 9"):
-            claim_folder(tmp_path, CONFIG, resume=True)
+            claim(tmp_path, CONFIG, resume=True)
+
+
+class TestGoingOn:
+    """A finished run is asked for more rounds: what is wrong is said before anything has been changed."""
+
+    LONGER: ClassVar = CONFIG | {"rounds": 3}
+
+    def refused(self, path: Path, *, devices: tuple[DeviceProfile, ...] = ()) -> str:
+        before = files_of(path)
+        with pytest.raises(ConfigError) as caught:
+            claim(path, self.LONGER, resume=True, devices=devices)
+        assert files_of(path) == before
+        return "\n".join(caught.value.problems)
+
+    def test_may_go_on(self, tmp_path: Path) -> None:
+        finished_run(tmp_path)
+        claim(tmp_path, self.LONGER, resume=True, devices=(load_profile("laptop"),))
+        restored = RunFolder(tmp_path).restore()
+        assert restored is not None
+        assert (tmp_path / "summary.json").exists()
+        RunFolder(tmp_path).reopen()
+        assert not (tmp_path / "summary.json").exists()
+
+    @pytest.mark.parametrize(
+        ("name", "content", "expected"),
+        [
+            ("checkpoint.safetensors", b"half", "is no checkpoint of a run"),
+            ("rounds.jsonl", b"", "has lost lines"),
+            ("summary.json", b"\xff\xfe", "not UTF-8"),
+            ("summary.json", b"[1]", "needs an object, found"),
+            ("infeasible.json", b"{", "not JSON"),
+            ("infeasible.json", b'{"laptop-1MiB": "many"}', "must map names of plans to bytes"),
+            ("plans/laptop-smallest.json", b"{", "a plan must be JSON"),
+            ("plans/laptop-smallest.json", b"\xff", "not UTF-8"),
+            ("config.toml", b"= =", "is not TOML"),
+            ("config.toml", b"\xff", "is not TOML"),
+            ("devices.json", b"{", "is not JSON"),
+        ],
+    )
+    def test_damaged_files(self, tmp_path: Path, name: str, content: bytes, expected: str) -> None:
+        finished_run(tmp_path)
+        (tmp_path / name).write_bytes(content)
+        said = self.refused(tmp_path, devices=(load_profile("laptop"),))
+        assert expected in said
+        assert str(tmp_path / name) in said
+
+    def test_damaged_records_that_are_as_long_as_before(self, tmp_path: Path) -> None:
+        finished_run(tmp_path)
+        path = tmp_path / "rounds.jsonl"
+        path.write_bytes(path.read_bytes().replace(b'"accuracy": 0.5', b'"accuracy": "a"'))
+        assert "rounds.jsonl:1: not a RoundRecord record: 'accuracy' must be float, found 'a'" in self.refused(tmp_path)
+
+    def test_missing_checkpoint(self, tmp_path: Path) -> None:
+        finished_run(tmp_path)
+        (tmp_path / "checkpoint.safetensors").unlink()
+        assert "checkpoint.safetensors is missing" in self.refused(tmp_path)
+        (tmp_path / "summary.json").unlink()  # one round may have been stored before its checkpoint, two not
+        claim(tmp_path, self.LONGER, resume=True)
+        append_jsonl(tmp_path / "rounds.jsonl", [record(1)])
+        assert "checkpoint.safetensors is missing" in self.refused(tmp_path)
+
+    def test_changed_device(self, tmp_path: Path) -> None:
+        finished_run(tmp_path)
+        laptop = load_profile("laptop")
+        renamed = dataclasses.replace(laptop, title="my own")
+        claim(tmp_path, CONFIG | {"rounds": 1}, resume=True, devices=(renamed,))
+        slow = dataclasses.replace(laptop, uplink_bytes_per_s=1000.0)
+        said = self.refused(tmp_path, devices=(slow,))
+        assert "laptop.uplink_bytes_per_s was" in said
+        assert "now it is 1000.0" in said
+
+    def test_running_elsewhere(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("fedhybrid.engine.folder._LOCK_PATIENCE_S", 0.1)
+        finished_run(tmp_path)
+        with RunFolder(tmp_path).locked():  # a second open file, as another process would have it
+            assert "another process is running" in self.refused(tmp_path)
+
+    def test_one_of_several_folders_is_refused_and_none_is_changed(self, tmp_path: Path) -> None:
+        finished_run(tmp_path / "a")
+        finished_run(tmp_path / "b")
+        (tmp_path / "b/checkpoint.safetensors").write_bytes(b"half")
+        before = files_of(tmp_path)
+        with pytest.raises(ConfigError, match="is no checkpoint"):
+            claim_folders([Claim(path=tmp_path / name, config=self.LONGER) for name in "ab"], resume=True)
+        assert files_of(tmp_path) == before
+
+    def test_a_model_that_is_not_the_checkpoints_is_not_finished(self, tmp_path: Path) -> None:
+        finished_run(tmp_path)
+        assert RunFolder(tmp_path).is_finished(1)
+        assert not RunFolder(tmp_path).is_finished(2)
+        (tmp_path / "model.safetensors").write_bytes(b"half")
+        assert not RunFolder(tmp_path).is_finished(1)
+
+
+def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file/run", Path("/proc/foo/bar")):
+        with pytest.raises(ConfigError, match="cannot be written"):
+            claim(path, CONFIG, resume=False)
 
 
 def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

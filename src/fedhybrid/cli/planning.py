@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,8 +144,6 @@ def _build(request: PlanRequest) -> _Step:
 
 
 def _model_of(request: PlanRequest, shape: tuple[int, int, int], options: Mapping[str, Any]) -> nn.Module:
-    if ":" in request.model and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # an installed command, unlike `python -m`, does not look here by itself
     return build_model(request.model, input_shape=shape, classes=max(request.classes, 1), seed=0, options=options)
 
 

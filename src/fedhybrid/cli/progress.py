@@ -57,7 +57,9 @@ class Bars:
 
     def on_task(self, label: str, record: ClientRecord) -> None:
         """Counts the tasks that failed."""
-        if record.outcome != "completed":
+        from fedhybrid.records import COMPLETED  # noqa: PLC0415 - imported already by whoever made the record
+
+        if record.outcome != COMPLETED:
             self._failed[label] = self._failed.get(label, 0) + 1
 
     def on_round(self, label: str, record: RoundRecord) -> None:

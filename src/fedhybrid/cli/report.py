@@ -18,7 +18,8 @@ def report(
 ) -> None:
     """Write report.html and figures/ from the records of a finished run, and print where the report lies.
 
-    The report is one file with its pictures inside; it opens from disk, without a server.
+    The report is one file with its pictures inside; it opens from disk, without a server. Each run of a comparison gets
+    its own as well.
 
     Examples:
       fedhybrid report runs/quickstart

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from fedhybrid.cli.arguments import parse_assignments
+from fedhybrid.cli.arguments import attempt, parse_assignments
 from fedhybrid.cli.output import notes, results, stage
 from fedhybrid.cli.progress import Bars, Lines
 from fedhybrid.errors import ConfigError
@@ -38,7 +40,7 @@ def run(
     """Train a federation as a recipe says, and write its records and report.
 
     Settings are named as in the recipe, with a dot inside tables. A recipe with [compare] runs each of its variants
-    on the same data, devices and seed, one folder each below DIR, and one report above them.
+    on the same data, devices and seed, each in a folder with a report below DIR, and writes one report above them.
 
     Examples:
       fedhybrid run recipes/quickstart.toml --out runs/quickstart
@@ -50,7 +52,7 @@ def run(
     planned and measured peak), plans/, config.toml (complete) and model.safetensors.
     """
     from fedhybrid import experiment
-    from fedhybrid.report import write_report
+    from fedhybrid.report import load_runs, notices, write_report
 
     settings = parse_assignments(overrides or ())
     if print_config:
@@ -58,6 +60,11 @@ def run(
         return
     if out is None:
         raise ConfigError("--out DIR is missing; give a folder for the run, for example --out runs/first")
+    problems: list[str] = []
+    attempt(problems, lambda: _require_writable(out))
+    if problems:
+        attempt(problems, lambda: experiment.config_toml(recipe, settings))
+        raise ConfigError(problems)
     console = notes()
     with Bars(console) if console.is_terminal else Lines(console) as progress:
         result = experiment.run(recipe, out=out, overrides=settings, resume=resume, progress=progress)
@@ -65,6 +72,25 @@ def run(
         page = write_report(out)
     results().print(_table(result.summaries))
     results().print(f"report: {page.resolve()}", markup=False, highlight=False, soft_wrap=True)
+    for notice in notices(load_runs(out)):
+        console.print(f"note: {notice}".replace("\u00a0", " "), markup=False, highlight=False, soft_wrap=True)
+
+
+def _require_writable(folder: Path) -> None:
+    """Makes the folder, to see that it can be, and takes away again what was not there: the recipe may be refused."""
+    missing: list[Path] = []
+    try:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"--out {folder}: no run can be written there ({reason}); give another folder") from error
+    finally:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
 
 
 def _table(summaries: dict[str, Summary]) -> Table:

@@ -104,13 +104,14 @@ def shards(labels: IntArray, spec: PartitionSpec) -> list[IntArray]:
 
 
 def natural(labels: IntArray, spec: PartitionSpec) -> list[IntArray]:
-    """Each person's samples stay together.
+    """Each person's samples stay together; for data sets that know their people, which no built-in one does.
 
     With fewer clients than people, the people are dealt out at random, as evenly as their number allows.
     """
     if spec.natural_ids is None:
         raise ConfigError(
-            "partition 'natural' needs a dataset with natural clients; this one has none: use 'dirichlet'"
+            "partition 'natural' needs a dataset that says whose each sample is (natural_ids), which no built-in one "
+            "does: use 'dirichlet', 'shards' or 'iid'"
         )
     if len(spec.natural_ids) != len(labels):
         raise ConfigError(f"natural_ids must be one per sample: {len(spec.natural_ids)} ids, {len(labels)} samples")

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from fedhybrid.engine.claim import Claim, claim_folders
 from fedhybrid.engine.federation import Federation, RunNames
-from fedhybrid.engine.folder import RunFolder, claim_folder
+from fedhybrid.engine.folder import RunFolder
 from fedhybrid.engine.loop import run_federation
 from fedhybrid.engine.plans import PlanBook
 from fedhybrid.engine.progress import Progress, Quiet
 from fedhybrid.engine.summary import process_resident_bytes
 
 __all__ = [
+    "Claim",
     "Federation",
     "PlanBook",
     "Progress",
     "Quiet",
     "RunFolder",
     "RunNames",
-    "claim_folder",
+    "claim_folders",
     "process_resident_bytes",
     "run_federation",
 ]

@@ -38,7 +38,8 @@ class InProcessDriver:
     program on its device, bytes up over the uplink. The training itself is done when its event is taken; since a task's
     result depends on nothing but the task, that order changes nothing. A task that cannot run ends as a `Failure`
     after its download: "out_of_memory" where the device cannot hold its step, "no_data" where the client has too little
-    for one step. A result with a number that is not finite is the failure "non_finite".
+    for one step. A result with a number that is not finite is the failure "non_finite": it ran and was sent, and is not
+    used.
     """
 
     def __init__(
@@ -111,9 +112,9 @@ class InProcessDriver:
         bad = [name for name, tensor in update.weights.items() if not bool(tensor.isfinite().all())]
         if bad or not math.isfinite(update.loss_mean + update.squared_loss_sum):
             where = f"{bad[0]} and {len(bad) - 1} more tensors" if len(bad) > 1 else bad[0] if bad else "the loss"
-            return _failure(task, "non_finite", f"{where} became infinite or NaN; a lower train.lr may help")
+            return _failure(task, "non_finite", f"{where} became infinite or NaN; a lower train.lr may help", update)
         return update
 
 
-def _failure(task: ClientTask, kind: str, detail: str) -> Failure:
-    return Failure(client=task.client, round_index=task.round_index, kind=kind, detail=detail)
+def _failure(task: ClientTask, kind: str, detail: str, ran: Update | None = None) -> Failure:
+    return Failure(client=task.client, round_index=task.round_index, kind=kind, detail=detail, ran=ran)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["TEMPORARY_SUFFIX", "append_durably", "truncate_to", "write_atomically"]
+__all__ = ["TEMPORARY_SUFFIX", "truncate_to", "write_atomically"]
 
 TEMPORARY_SUFFIX = ".tmp"  # files of this ending are left-overs of a killed process and mean nothing
 
@@ -23,15 +23,6 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         os.fsync(folder)  # the new name, too
     finally:
         os.close(folder)
-
-
-def append_durably(path: Path, lines: list[str]) -> int:
-    """Adds lines to a text file; they are on disk when this returns the file's new length in bytes."""
-    with path.open("ab") as out:
-        out.write("".join(line + "\n" for line in lines).encode())
-        out.flush()
-        os.fsync(out.fileno())
-        return out.tell()
 
 
 def truncate_to(path: Path, length_bytes: int) -> bool:

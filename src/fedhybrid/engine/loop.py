@@ -50,6 +50,7 @@ def run_federation(
         progress.on_start(label, first_round=state.next_round, rounds=job.rounds)
         progress.on_stage(label, "capturing the training step, planning for each device")
         world = assemble(job, folder, now_s=state.now_s)
+        folder.reopen()  # only now, as nothing can be wrong any more with what is there
         for round_index in range(state.next_round, job.rounds):
             played = play_round(
                 job,

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from fedhybrid.devices import DeviceProfile
 from fedhybrid.engine.files import write_atomically
-from fedhybrid.errors import InfeasibleBudgetError, PlanMismatchError
+from fedhybrid.engine.planfiles import INFEASIBLE, read_infeasible, read_plan
+from fedhybrid.errors import ConfigError, InfeasibleBudgetError
 from fedhybrid.executor import PreparedStep
 from fedhybrid.planner import Plan
 
@@ -65,13 +66,11 @@ class PlanBook:
         solver: str,
     ) -> None:
         self._priced = {name: prepared.priced(device.op_time_s) for name, device in sorted(devices.items())}
-        self._folder, self._infeasible_file = folder / "plans", folder / "infeasible.json"
+        self._folder, self._infeasible_file = folder / "plans", folder / INFEASIBLE
         self._folder.mkdir(exist_ok=True)
         self._actions, self._solver = actions, solver
         self._plans: dict[str, Plan] = {}
-        self._infeasible: dict[str, int] = {}
-        if self._infeasible_file.is_file():
-            self._infeasible = json.loads(self._infeasible_file.read_text())
+        self._infeasible = read_infeasible(self._infeasible_file)
         self._fingerprint = prepared.fingerprint
         self._unplanned = {name: priced.keep_all() for name, priced in self._priced.items()}
         self.enabled = enabled
@@ -137,9 +136,13 @@ class PlanBook:
         if name not in self._plans:
             path = self._folder / f"{name}.json"
             if path.is_file():
-                plan = Plan.from_json(path.read_text())
+                plan = read_plan(path)
                 if plan.fingerprint != self._fingerprint:
-                    raise PlanMismatchError(expected=self._fingerprint, found=plan.fingerprint)
+                    raise ConfigError(
+                        f"{path} was made for graph {plan.fingerprint}, this step's graph is {self._fingerprint}; "
+                        "go on with the model's code and the torch version that the run was begun with, or start "
+                        "again with another --out"
+                    )
             else:
                 plan = solve()
                 write_atomically(path, plan.to_json())

@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fedhybrid.engine.federation import Federation
-from fedhybrid.engine.summary import COMPLETED
 from fedhybrid.engine.world import World
 from fedhybrid.protocols import PolicyState, RoundPlan, ServerState
-from fedhybrid.records import ClientRecord, ClientTask, Outcome, RoundRecord, TaskEvent, Update
+from fedhybrid.records import COMPLETED, ClientRecord, ClientTask, Outcome, RoundRecord, TaskEvent, Update
 from fedhybrid.seeds import derive_seed
 from fedhybrid.tree import total_bytes
 
@@ -73,7 +72,7 @@ def play_round(
         cohort=sorted(cohort.tolist()),
         completed=len(updates),
         failed=len(events) - len(updates),
-        bytes_up=sum(total_bytes(update.weights) for update in updates),
+        bytes_up=sum(total_bytes(ran.weights) for event in events if (ran := _ran(event))),
         bytes_down=sum(total_bytes(task.weights) for task in tasks.values()),
         wall_time_s=wall_time_s(),
     )
@@ -98,6 +97,7 @@ def _assigned(
 
 def _client_record(job: Federation, world: World, task: ClientTask, event: TaskEvent) -> ClientRecord:
     tier, result = job.fleet.tiers[job.fleet.tier[task.client]], event.result
+    ran = _ran(event)
     update = result if isinstance(result, Update) else None
     return ClientRecord(
         round=task.round_index,
@@ -106,15 +106,20 @@ def _client_record(job: Federation, world: World, task: ClientTask, event: TaskE
         device=tier.device.name,
         outcome=COMPLETED if isinstance(result, Update) else result.kind,
         budget_bytes=int(world.candidates.budget_bytes[task.client]),
-        planned_peak_bytes=world.book.program(tier.device.name, task.plan).peak_bytes if update else None,
-        measured_peak_bytes=update.measured_peak_bytes if update else None,
+        planned_peak_bytes=world.book.program(tier.device.name, task.plan).peak_bytes if ran else None,
+        measured_peak_bytes=ran.measured_peak_bytes if ran else None,
         plan=task.plan,
-        samples=update.samples_seen if update else 0,
-        steps=update.steps if update else 0,
+        samples=ran.samples_seen if ran else 0,
+        steps=ran.steps if ran else 0,
         train_loss=update.loss_mean if update else None,
         virtual_time_s=event.duration_s,
         detail="" if isinstance(result, Update) else result.detail,
     )
+
+
+def _ran(event: TaskEvent) -> Update | None:
+    """What the client trained and sent, also where it cannot be used."""
+    return event.result if isinstance(event.result, Update) else event.result.ran
 
 
 def _outcome(job: Federation, event: TaskEvent) -> Outcome:

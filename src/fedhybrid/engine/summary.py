@@ -10,10 +10,9 @@ from pathlib import Path
 
 from fedhybrid.engine.federation import Federation
 from fedhybrid.fleet import Tier
-from fedhybrid.records import ClientRecord, RoundRecord, Summary
+from fedhybrid.records import COMPLETED, ClientRecord, RoundRecord, Summary
 
 __all__ = [
-    "COMPLETED",
     "budget_violations",
     "failure_counts",
     "participation",
@@ -22,7 +21,6 @@ __all__ = [
     "time_to_accuracy_s",
 ]
 
-COMPLETED = "completed"  # `ClientRecord.outcome` of a task that came back with an update
 _TARGETS_PERCENT = range(50, 100, 5)
 
 

@@ -17,7 +17,7 @@ from fedhybrid.executor import ACTIONS
 from fedhybrid.experiment.config import RunConfig
 from fedhybrid.experiment.messages import recipe_problem
 from fedhybrid.experiment.options import check_options
-from fedhybrid.experiment.overrides import apply_overrides
+from fedhybrid.experiment.overrides import apply_overrides, override_variant
 from fedhybrid.fleet import TierSpec, make_fleet
 from fedhybrid.methods import METHODS
 from fedhybrid.models import find_factory
@@ -39,12 +39,12 @@ def load_config(recipe: Recipe, overrides: Overrides | None = None) -> RunConfig
 
     Args:
         recipe: A TOML file, or its content as nested mappings.
-        overrides: Settings that replace the recipe's, by dotted path.
+        overrides: Settings that replace the recipe's, by dotted path; in every variant, too.
 
     Raises:
         ConfigError: Every problem of the recipe and of its variants.
     """
-    raw = apply_overrides(_read(recipe), overrides or {})
+    raw = _overridden(_read(recipe), overrides or {})
     config, problems = _checked(raw)
     for label, settings in _variant_settings(raw).items():
         if not _LABEL.fullmatch(label) or label in _RESERVED_LABELS:
@@ -106,6 +106,16 @@ def _read(recipe: Recipe) -> Mapping[str, Any]:
         raise ConfigError(f"recipe {path} is not TOML: {error}") from error
 
 
+def _overridden(recipe: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
+    """The recipe with `overrides` put in, which win over the variants' own settings."""
+    raw = apply_overrides(recipe, overrides)
+    if settings := _variant_settings(raw):
+        beside = {label: override_variant(own, overrides, recipe) for label, own in settings.items()}
+        variants = _table(_table(raw, "compare"), "variants")
+        raw["compare"] = raw["compare"] | {"variants": {**variants, **beside}}
+    return raw
+
+
 def _variant_settings(raw: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """What each variant changes, by its label; tables of a wrong type are left out (the check of the whole says it)."""
     variants = _table(_table(raw, "compare"), "variants")
@@ -129,15 +139,27 @@ def _checked(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
     problems += _name_problems(raw)
     if config is not None:
         problems += _attempt(make_fleet, tier_specs(config), config.data.clients, config.seed)
+        if config.fleet.clients_per_round > config.data.clients:
+            problems.append(
+                f"fleet.clients_per_round must be at most data.clients, which is {config.data.clients}, got "
+                f"{config.fleet.clients_per_round}"
+            )
     if problems:
         problems += _data_problems(raw)
         return None, problems
     assert config is not None
     root = None if config.data.root is None else str(Path(config.data.root).absolute())
+    tiers = [tier.model_copy(update={"device": _absolute(tier.device)}) for tier in config.fleet.tiers]
     return config.model_copy(
         update={f"{name}_options": values for name, values in resolved.items()}
         | {"data": config.data.model_copy(update={"root": root})}
+        | {"fleet": config.fleet.model_copy(update={"tiers": tiers})}
     ), problems
+
+
+def _absolute(device: str) -> str:
+    """A device's name, or the whole path of its own profile, so that it is found from any folder."""
+    return str(Path(device).absolute()) if device.endswith(".toml") else device
 
 
 def _part_options(part: str, raw: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
@@ -159,10 +181,9 @@ def _part_options(part: str, raw: Mapping[str, Any], problems: list[str]) -> dic
     checked = check_options(
         taker, given, where=f"{part}_options", of=f"{part} {name!r}", not_options=("input_shape", "classes")
     )
-    found = checked.problems
-    if not found and part != "model":
-        found = [f"{part}_options: {problem}" for problem in _attempt(taker, **given)]
-    problems += found
+    problems += checked.problems
+    if part != "model" and checked.sound is not None:
+        problems += [f"{part}_options: {problem}" for problem in _attempt(taker, **checked.sound)]
     return checked.values
 
 

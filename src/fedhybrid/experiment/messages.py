@@ -12,11 +12,22 @@ from fedhybrid.registry import nearest_hint
 
 __all__ = ["pydantic_problem", "recipe_problem"]
 
+# Where pydantic speaks of Python, and the recipe is TOML.
+_WORDS = {
+    "dict_type": "must be a table",
+    "list_type": "must be a list",
+    "model_type": "must be a table",
+    "string_too_short": "must not be empty",
+    "too_short": "must have at least one entry",
+}
+
 
 def pydantic_problem(found: Mapping[str, Any], where: str = "") -> str:
     """One of pydantic's errors as a line: the TOML path, what was needed, what was found."""
     path = ".".join(str(part) for part in ((where, *found["loc"]) if where else found["loc"]))
-    message = found["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    message = _WORDS.get(found["type"]) or found["msg"].removeprefix("Value error, ").replace(
+        "Input should be", "must be"
+    )
     return f"{path}: {message}" if found["type"] == "value_error" else f"{path}: {message}, got {found['input']!r}"
 
 

@@ -17,10 +17,17 @@ __all__ = ["CheckedOptions", "check_options"]
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedOptions:
-    """`values` are the given options and the defaults of the others; `problems` are lines for the user."""
+    """What the check has found.
+
+    Attributes:
+        values: The given options and the defaults of the others.
+        problems: Lines for the user.
+        sound: The given options without a problem, whose range only the taker knows; None where it would lack some.
+    """
 
     values: dict[str, Any]
     problems: list[str]
+    sound: dict[str, Any] | None
 
 
 def check_options(
@@ -50,6 +57,7 @@ def check_options(
         if parameter.default is parameter.empty and name not in given
     ]
     hints = _type_hints(taker)
+    mistyped: set[Any] = set()
     fields: dict[str, Any] = {name: (hints.get(name, Any), ...) for name in named if name in given}
     try:
         create_model("Options", __config__=ConfigDict(strict=True, arbitrary_types_allowed=True), **fields)(
@@ -57,8 +65,11 @@ def check_options(
         )
     except ValidationError as error:
         problems += [pydantic_problem(found, where) for found in error.errors()]
+        mistyped = {found["loc"][0] for found in error.errors()}
     defaults = {n: p.default for n, p in named.items() if isinstance(p.default, (bool, int, float, str))}
-    return CheckedOptions(values=defaults | dict(given), problems=problems)
+    sound = {n: value for n, value in given.items() if n not in mistyped and (n in named or takes_any)}
+    lacks = any(p.default is p.empty and n not in sound for n, p in named.items())
+    return CheckedOptions(values=defaults | dict(given), problems=problems, sound=None if lacks else sound)
 
 
 def _type_hints(taker: Callable[..., Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from typing import IO, Any
 
 from fedhybrid.engine import Progress
-from fedhybrid.errors import CaptureError, ConfigError
+from fedhybrid.experiment.wire import from_wire
 from fedhybrid.records import ClientRecord, RoundRecord, Summary
 
 __all__ = ["run_side_by_side"]
@@ -40,7 +40,7 @@ def run_side_by_side(folders: Mapping[str, Path], at_once: int, progress: Progre
         progress: Is told what all of them do, from this thread.
 
     Raises:
-        ConfigError: As the first process to fail reports it; the others are stopped. So for CaptureError.
+        FedHybridError: As the first process to fail reports it; the others are stopped.
         RuntimeError: A process ended without saying why; the message has the end of what it printed.
     """
     waiting = list(folders.items())
@@ -98,11 +98,9 @@ def _dispatch(label: str, message: dict[str, Any], progress: Progress) -> None:
         progress.on_round(label, RoundRecord(**content))
     elif kind == "end":
         progress.on_end(label, Summary(**content))
-    elif kind == "config_error":
-        raise ConfigError([f"{label}: {problem}" for problem in content])
     else:
-        assert kind == "capture_error", kind
-        raise CaptureError(**content)
+        assert kind == "error", kind
+        raise from_wire(content, label)
 
 
 def _check_end(label: str, worker: _Worker) -> None:

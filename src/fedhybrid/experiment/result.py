@@ -9,7 +9,7 @@ from typing import Any
 
 from fedhybrid.engine import RunFolder
 from fedhybrid.errors import ConfigError
-from fedhybrid.records import ClientRecord, RoundRecord, Summary, from_json
+from fedhybrid.records import ClientRecord, RoundRecord, Summary, read_record
 
 __all__ = ["RunResult", "load_run"]
 
@@ -52,7 +52,7 @@ def load_run(folder: str | Path) -> RunResult:
         config = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} is no folder of a run: its config.toml cannot be read ({error.strerror})") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path / 'config.toml'} is not TOML: {error}") from error
     if labels := config.get("compare", {}).get("variants", {}):
         variants = {label: load_run(path / label) for label in labels if (path / label).is_dir()}
@@ -63,5 +63,5 @@ def load_run(folder: str | Path) -> RunResult:
         config=config,
         rounds=tuple(files.rounds()),
         clients=tuple(files.clients()),
-        summary=from_json(Summary, summary.read_text(), where=str(summary)) if summary.is_file() else None,
+        summary=read_record(Summary, summary) if summary.is_file() else None,
     )

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedhybrid.engine import Progress, Quiet, RunFolder, claim_folder, process_resident_bytes, run_federation
+from fedhybrid.engine import Claim, Progress, Quiet, RunFolder, claim_folders, process_resident_bytes, run_federation
 from fedhybrid.experiment.build import Datasets, build_federation
 from fedhybrid.experiment.check import Recipe, load_config, to_table, variants_of
 from fedhybrid.experiment.parallel import run_side_by_side
 from fedhybrid.experiment.result import RunResult, load_run
-from fedhybrid.records import Summary
 
 __all__ = ["run"]
 
@@ -51,10 +50,13 @@ def run(
     runs = variants or {"": config}
     datasets: Datasets = {}
     jobs = {label: build_federation(each, datasets) for label, each in runs.items()}
-    claim_folder(folder, to_table(config), resume=resume)
     folders = {label: folder / label if label else folder for label in runs}
-    for label in variants:
-        claim_folder(folders[label], to_table(variants[label]), resume=resume)
+    whole = [Claim(path=folder, config=to_table(config))] if variants else []
+    claims = [
+        Claim(path=folders[label], config=to_table(each), devices=[tier.device for tier in jobs[label].fleet.tiers])
+        for label, each in runs.items()
+    ]
+    claim_folders(whole + claims, resume=resume)
     open_labels = [label for label in runs if not _report_finished(label, folders[label], runs[label].rounds, progress)]
     at_once = min(len(open_labels), processes or _processors())
     if at_once > 1:
@@ -74,9 +76,10 @@ def _processors() -> int:
 
 def _report_finished(label: str, folder: Path, rounds: int, progress: Progress) -> bool:
     """Whether the run is complete already; then `progress` hears of it."""
-    summary: Summary | None = load_run(folder).summary
-    if summary is None or summary.rounds != rounds:
+    if not RunFolder(folder).is_finished(rounds):
         return False
+    summary = load_run(folder).summary
+    assert summary is not None
     progress.on_start(label, first_round=rounds, rounds=rounds)
     progress.on_end(label, summary)
     return True

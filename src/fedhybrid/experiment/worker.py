@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, TextIO, final
 
 from fedhybrid.engine import RunFolder, process_resident_bytes, run_federation
-from fedhybrid.errors import CaptureError, ConfigError
+from fedhybrid.errors import FedHybridError
 from fedhybrid.experiment.build import build_federation
 from fedhybrid.experiment.check import load_config
+from fedhybrid.experiment.wire import to_wire
 from fedhybrid.records import ClientRecord, RoundRecord, Summary
 
 __all__ = ["main"]
@@ -58,10 +59,8 @@ def main(folder: Path) -> int:
     try:
         job = build_federation(load_config(folder / "config.toml"))
         run_federation(job, RunFolder(folder), teller, runtime_bytes=runtime_bytes)
-    except ConfigError as error:
-        teller.tell("config_error", error.problems)
-    except CaptureError as error:
-        teller.tell("capture_error", {"operation": error.operation, "reason": error.reason})
+    except FedHybridError as error:
+        teller.tell("error", to_wire(error))
     return 0
 
 

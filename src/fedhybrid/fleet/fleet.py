@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from fedhybrid.devices import DeviceProfile, load_profile
-from fedhybrid.errors import ConfigError, FedHybridError
+from fedhybrid.errors import ConfigError
 from fedhybrid.records import IntArray
 from fedhybrid.seeds import derive_seed
 from fedhybrid.units import Budget, format_bytes, parse_budget
 
 __all__ = ["Fleet", "Tier", "TierSpec", "make_fleet"]
+
+G = TypeVar("G")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +89,8 @@ def make_fleet(tiers: Sequence[TierSpec], clients: int, seed: int) -> Fleet:
             problems.append(f"fleet tier {spec.name!r}: share must be a positive number, got {spec.share}")
         try:
             parsed.append(_parse(spec))
-        except FedHybridError as error:
-            problems.append(f"fleet tier {spec.name!r}: {error}")
+        except ConfigError as error:
+            problems += [f"fleet tier {spec.name!r}: {problem}" for problem in error.problems]
     if problems:
         raise ConfigError(problems)
     counts = _largest_remainder([spec.share for spec in tiers], clients)
@@ -102,13 +106,24 @@ def make_fleet(tiers: Sequence[TierSpec], clients: int, seed: int) -> Fleet:
 
 
 def _parse(spec: TierSpec) -> tuple[Budget, DeviceProfile]:
-    budget, device = parse_budget(spec.budget), load_profile(spec.device)
+    problems: list[str] = []
+    budget, device = _try(problems, parse_budget, spec.budget), _try(problems, load_profile, spec.device)
+    if budget is None or device is None:
+        raise ConfigError(problems)
     if budget.total_bytes is not None and budget.total_bytes > device.memory_bytes:
         raise ConfigError(
             f"the budget of {format_bytes(budget.total_bytes)} is more than the memory of {device.name!r} "
             f"({format_bytes(device.memory_bytes)})"
         )
     return budget, device
+
+
+def _try(problems: list[str], parse: Callable[[G], T], given: G) -> T | None:
+    try:
+        return parse(given)
+    except ConfigError as error:
+        problems += error.problems
+        return None
 
 
 def _largest_remainder(shares: Sequence[float], total: int) -> list[int]:

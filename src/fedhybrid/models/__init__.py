@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedhybrid.errors import ConfigError
+from fedhybrid.errors import ConfigError, FedHybridError
 from fedhybrid.models.cnn import Cnn
 from fedhybrid.models.mobilenet_v2 import MobileNetV2
 from fedhybrid.models.resnet import ResNet18, ResNet20
@@ -31,19 +33,29 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 def find_factory(name: str) -> Callable[..., nn.Module]:
     """The factory called `name`, from the table or, with a colon, imported from its module.
 
+    Modules in the current folder are found as by `python -m`: an installed command does not look there by itself.
+
     Raises:
-        ConfigError: No such row, module or attribute.
+        ConfigError: No such row, module or attribute, or the module fails while it is imported.
     """
     if ":" not in name:
         return lookup("model", MODELS, name)
     module_name, _, attribute = name.partition(":")
     try:
+        _look_in_current_folder()
         factory = getattr(import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"model {name!r} must be package.module:factory that can be imported: {error}") from error
+    except Exception as error:  # the module is the user's: whatever it raises is about what was given
+        raise ConfigError(
+            f"model {name!r} must be package.module:factory that can be imported: {type(error).__name__}: {error}"
+        ) from error
     if not callable(factory):
         raise ConfigError(f"model {name!r} is {factory!r}; it must be a function or class that makes a module")
     return factory  # type: ignore[no-any-return]
+
+
+def _look_in_current_folder() -> None:
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
 
 
 def build_model(
@@ -66,7 +78,7 @@ def build_model(
         options: Options of the factory, such as `{"width": 0.5, "norm": "group"}`.
 
     Raises:
-        ConfigError: Unknown name or option, or a value that the model refuses.
+        ConfigError: Unknown name or option, or the factory fails with these values.
     """
     factory = find_factory(name)
     given = {"input_shape": input_shape, "classes": classes}
@@ -87,8 +99,13 @@ def build_model(
         torch.manual_seed(seed)
         try:
             model = factory(**arguments)
-        except TypeError as error:
-            raise ConfigError(f"model {name!r} refuses its options {options}: {error}") from error
+        except FedHybridError:
+            raise
+        except Exception as error:  # the factory may be the user's, and torch has many words for "no such layer"
+            raise ConfigError(
+                f"model {name!r} cannot be made for input {'x'.join(map(str, input_shape))} and {classes} classes "
+                f"with options {options}: {type(error).__name__}: {error}"
+            ) from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model {name!r} made a {type(model).__name__}; it must make a torch.nn.Module")
     return model.train()

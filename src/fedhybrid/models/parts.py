@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import nn
@@ -18,9 +19,12 @@ def scaled(channels: int, width: float, *, divisor: int = 1) -> int:
     """`channels * width`, rounded to a multiple of `divisor`, at least `divisor`, and never below 90 % of the product.
 
     Source: the published code of MobileNet (`_make_divisible`).
+
+    Raises:
+        ConfigError: `width` is no positive finite number.
     """
-    if not width > 0:
-        raise ConfigError(f"model option width must be positive, got {width}")
+    if not (math.isfinite(width) and width > 0):
+        raise ConfigError(f"model option width must be positive and finite, got {width}")
     wanted = channels * width
     rounded = max(divisor, int(wanted + divisor / 2) // divisor * divisor)
     return rounded if rounded >= 0.9 * wanted else rounded + divisor

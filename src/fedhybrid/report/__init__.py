@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from fedhybrid.report.load import RunRecords, load_records, load_runs
 from fedhybrid.report.page import write_report
+from fedhybrid.report.sentences import notices
 
-__all__ = ["RunRecords", "load_records", "load_runs", "write_report"]
+__all__ = ["RunRecords", "load_records", "load_runs", "notices", "write_report"]

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from fedhybrid.records import ClientRecord
+from fedhybrid.records import COMPLETED, ClientRecord
 from fedhybrid.report.load import RunRecords, Runs
 from fedhybrid.units import parse_budget
 
 __all__ = [
-    "COMPLETED",
     "Gap",
     "TierFacts",
     "TightPlan",
@@ -30,8 +29,6 @@ __all__ = [
     "time_to_accuracy_s",
     "violations",
 ]
-
-COMPLETED = "completed"  # the `ClientRecord.outcome` of a task that came back with an update
 
 
 @dataclass(frozen=True, kw_only=True)

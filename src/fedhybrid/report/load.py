@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedhybrid.errors import ConfigError
-from fedhybrid.records import ClientRecord, RoundRecord, Summary, from_json
+from fedhybrid.records import ClientRecord, RoundRecord, Summary, read_jsonl, read_record
 
 __all__ = ["RunRecords", "Runs", "load_records", "load_runs"]
 
@@ -122,23 +122,16 @@ def _why_not(folder: Path) -> str:
 
 
 def _jsonl(cls: type[R], path: Path, problems: list[str]) -> tuple[R, ...]:
-    """All records; a last line without its end is what a killed process leaves, and is skipped."""
-    if not path.is_file():
+    try:
+        return tuple(read_jsonl(cls, path))
+    except ConfigError as error:
+        problems += error.problems
         return ()
-    found: list[R] = []
-    for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
-        try:
-            if line.strip():
-                found.append(from_json(cls, line, where=f"{path}:{number}"))
-        except ConfigError as error:
-            if line.endswith("\n"):
-                problems += error.problems
-    return tuple(found)
 
 
 def _summary(path: Path, problems: list[str]) -> Summary | None:
     try:
-        return from_json(Summary, path.read_text(), where=str(path)) if path.is_file() else None
+        return read_record(Summary, path) if path.is_file() else None
     except ConfigError as error:
         problems += error.problems
         return None
@@ -146,8 +139,8 @@ def _summary(path: Path, problems: list[str]) -> Summary | None:
 
 def _object(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
-        raw = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        raw = json.loads(path.read_bytes())
+    except ValueError as error:  # no JSON, or no text at all
         problems.append(f"{path}: not JSON: {error}")
         return {}
     if isinstance(raw, dict):
@@ -158,7 +151,7 @@ def _object(path: Path, problems: list[str]) -> dict[str, Any]:
 
 def _config(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text()) if path.is_file() else {}
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         problems.append(f"{path}: not TOML: {error}")
         return {}

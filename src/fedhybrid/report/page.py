@@ -31,16 +31,23 @@ class Picture:
 
 
 def write_report(folder: Path | str) -> Path:
-    """Draws the figures and writes the page for a run's folder, or for a folder of variants.
+    """Draws the figures and writes the page for a run's folder; for a folder of variants, also in each variant's.
 
     Returns:
-        The path of `report.html`.
+        The path of the folder's own `report.html`.
 
     Raises:
         ConfigError: Neither a run nor variants lie there, some file cannot be read, or the report cannot be written.
     """
     folder = Path(folder)
     runs = load_runs(folder)
+    for label, run in runs.items():
+        if run.folder != folder:
+            _write_page(run.folder, {label: run})
+    return _write_page(folder, runs)
+
+
+def _write_page(folder: Path, runs: Runs) -> Path:
     page = folder / "report.html"
     try:
         (folder / "figures").mkdir(exist_ok=True)

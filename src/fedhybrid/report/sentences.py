@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from fedhybrid.report.facts import (
     accuracy_targets,
     clients_reached,
+    failed_tasks,
     fleet_size,
     largest_gap,
     measured_tasks,
+    step_bytes,
+    tiers_of,
     tightest_plan,
     time_to_accuracy_s,
     violations,
@@ -150,8 +154,23 @@ def notices(runs: Runs) -> list[str]:
                 f"{label}: summary.json says {run.summary.budget_violations} budget violations, the tasks in "
                 f"clients.jsonl show {over}."
             )
-        if not clients_reached(run):
-            found.append(f"{label}: no task was completed, so the model is as it was before training.")
+        if run.rounds and not clients_reached(run):
+            found.append(f"{label}: {_why_untrained(run)}, so the model is as it was before training.")
         if over:
             found.append(f"{label}: {over} tasks measured a peak above their device's budget.")
     return found
+
+
+def _why_untrained(run: RunRecords) -> str:
+    """Nobody took part, or every task failed."""
+    if run.clients:
+        kinds = Counter(task.outcome.replace("_", " ") for task in failed_tasks(run))
+        reasons = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+        first = next((task.detail for task in run.clients if task.detail), "")
+        return f"all {len(run.clients):,} tasks failed ({reasons}{'; the first: ' + first if first else ''})"
+    budgets = [tier.budget_bytes for tier in tiers_of(run).values() if tier.budget_bytes is not None]
+    step = step_bytes(run)
+    figures = ""
+    if budgets and step:
+        figures = f" (the largest budget is {mib(max(budgets), 2)}, PyTorch's own step needs {mib(step[1], 2)})"
+    return f"no device took part, as no budget holds a training step{figures}"

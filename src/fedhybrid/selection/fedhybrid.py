@@ -98,7 +98,8 @@ class FedHybridSelection:
         arms = lookup_arms(candidates.client[fit], state)
         untried, tried = fit[~arms.tried], fit[arms.tried]
         count = min(count, len(fit))
-        exploited = math.floor(count * (1 - self.exploration_share_ratio(round_index)))
+        # Rounded up, and in this form, so that 10 * 0.9 is 9 explored: 10 * (1 - 0.9) is a little below 1.
+        exploited = count - math.ceil(count * self.exploration_share_ratio(round_index) - 1e-9)
         exploited = min(max(exploited, count - len(untried)), len(tried))
         score = self.scores(candidates, arms, fit, round_index)[arms.tried]
         best = tried[np.lexsort((rng.random(len(tried)), -score))[:exploited]]

@@ -8,8 +8,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedhybrid.records import FloatArray
-from fedhybrid.report.facts import COMPLETED, tier_order
+from fedhybrid.records import COMPLETED, FloatArray
+from fedhybrid.report.facts import tier_order
 from fedhybrid.report.figures.style import Theme, colours, hide_spines, new_figure
 from fedhybrid.report.load import RunRecords, Runs
 from fedhybrid.report.text import shorten

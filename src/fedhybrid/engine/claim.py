@@ -1,0 +1,150 @@
+"""Who may begin a run in a folder, or go on with the one in it: all is checked before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fedhybrid.devices import DeviceProfile
+from fedhybrid.engine.files import TEMPORARY_SUFFIX, write_atomically
+from fedhybrid.engine.folder import LOCK, RunFolder
+from fedhybrid.errors import ConfigError
+
+__all__ = ["Claim", "claim_folders"]
+
+_CONFIG, _DEVICES = "config.toml", "devices.json"
+_MAY_GROW = ("rounds",)
+_WORDS = ("title", "sources")  # of a device profile; nothing is computed from them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A folder for one run or, without devices, for a comparison's runs; `config` is complete."""
+
+    path: Path
+    config: Mapping[str, Any]
+    devices: Sequence[DeviceProfile] = ()
+
+    def profiles(self) -> dict[str, Any]:
+        """The figures of each device, as they are stored with the run: virtual times follow from them."""
+        return {
+            device.name: {k: v for k, v in dataclasses.asdict(device).items() if k not in _WORDS}
+            for device in self.devices
+        }
+
+
+def claim_folders(claims: Sequence[Claim], *, resume: bool) -> None:
+    """Makes the folders and stores the configurations in them, or checks that the runs in them may go on.
+
+    Nothing is written, but for empty folders, before all of them have been checked; until then they are locked.
+
+    Raises:
+        ConfigError: A folder cannot be made, holds something else, a run and `resume` is False, a run of another
+            configuration or of devices that have been changed since, damaged files; or another process runs in it.
+    """
+    problems = [problem for claim in claims for problem in _place_problems(claim.path, resume=resume)]
+    if problems:
+        raise ConfigError(problems)
+    with ExitStack() as locks:
+        for claim in claims:
+            try:
+                claim.path.mkdir(parents=True, exist_ok=True)
+                locks.enter_context(RunFolder(claim.path).locked())
+            except OSError as error:
+                raise ConfigError(
+                    f"--out {claim.path} cannot be written ({error.strerror}); give another folder"
+                ) from error
+        problems = [problem for claim in claims for problem in _run_problems(claim)]
+        if problems:
+            raise ConfigError(problems)
+        for claim in claims:
+            if claim.devices:
+                _store(claim.path / _DEVICES, json.dumps(claim.profiles(), indent=2) + "\n")
+            _store(claim.path / _CONFIG, tomli_w.dumps(claim.config))  # last: with it the folder is a run's
+
+
+def _store(path: Path, text: str) -> None:
+    """Leaves a file alone that says the same already."""
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_atomically(path, text)
+
+
+def _place_problems(path: Path, *, resume: bool) -> list[str]:
+    """What is there that a run must not write over."""
+    try:
+        if path.exists() and not path.is_dir():
+            return [f"--out {path} is a file; give a folder"]
+        if (path / _CONFIG).is_file():
+            state = "a finished run" if (path / "summary.json").is_file() else "an unfinished run"
+            found = f"--out {path} holds {state} already; add --resume to go on with it, or give another folder"
+            return [] if resume else [found]
+        if path.is_dir() and any(not _is_left_over(inside) for inside in path.iterdir()):
+            return [f"--out {path} is not empty and holds no run; give another folder"]
+    except OSError as error:
+        return [f"--out {path} cannot be read ({error.strerror}); give another folder"]
+    return []
+
+
+def _is_left_over(path: Path) -> bool:
+    """What a process leaves that was killed while it claimed the folder: locks, halves of files, empty folders."""
+    if path.is_dir():
+        return all(inside.is_file() and _is_left_over(inside) for inside in path.iterdir())
+    return path.name in (LOCK, _DEVICES) or path.suffix == TEMPORARY_SUFFIX
+
+
+def _run_problems(claim: Claim) -> list[str]:
+    """Why the run in a folder, if there is one, may not go on as this one."""
+    stored = claim.path / _CONFIG
+    if not stored.is_file():
+        return []
+    try:
+        changed = _differences(tomllib.loads(stored.read_text(encoding="utf-8")), claim.config)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return [f"--resume: {stored} is not TOML: {error}; start again with another --out"]
+    problems = [
+        f"--resume: {key} was {was!r} when the run in {claim.path} was begun, now it is {now!r}"
+        for key, was, now in sorted(changed, key=lambda each: each[0])
+    ]
+    problems += _device_problems(claim)
+    try:
+        RunFolder(claim.path).check()
+    except ConfigError as error:
+        problems += error.problems
+    return problems
+
+
+def _device_problems(claim: Claim) -> list[str]:
+    """A device profile is a file that can be edited, and then the run's times would not fit together."""
+    stored = claim.path / _DEVICES
+    if not stored.is_file() or not claim.devices:
+        return []
+    try:
+        was = json.loads(stored.read_bytes())
+    except ValueError as error:
+        return [f"--resume: {stored} is not JSON: {error}; start again with another --out"]
+    changed = _differences(was if isinstance(was, dict) else {}, json.loads(json.dumps(claim.profiles())))
+    return [
+        f"--resume: device profile: {key} was {before!r} when the run in {claim.path} was begun, now it is {now!r}"
+        for key, before, now in sorted(changed, key=lambda each: each[0])
+    ]
+
+
+def _differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for key in was.keys() | now.keys():
+        before, after = was.get(key), now.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _differences(before, after, f"{prefix}{key}.")
+        elif before != after and not (f"{prefix}{key}" in _MAY_GROW and _grows(before, after)):
+            yield f"{prefix}{key}", before, after
+
+
+def _grows(before: Any, after: Any) -> bool:
+    return isinstance(before, int) and isinstance(after, int) and before < after
