@@ -26,9 +26,7 @@ from fedhybrid.planner import (
     eager_timeline,
     make_plan,
     make_problem,
-    plan_decisions,
     profile_step,
-    solution,
     updates_of,
 )
 from fedhybrid.protocols import Optimizer
@@ -177,14 +175,16 @@ class PreparedStep:
                 )
         return self._plan(found, limit, name)
 
-    def confirmed(self, plan: Plan) -> Plan:
+    def confirmed(self, plan: Plan, here: Solution) -> Plan:
         """The plan with this machine's figures; they differ where operators need other scratch memory.
+
+        Args:
+            plan: Made here or elsewhere.
+            here: Its decisions, scheduled on this machine's problem.
 
         Raises:
             InfeasibleBudgetError: Here the plan's peak is above the budget that it was made for.
-            ConfigError: The plan names storages that cannot be made again.
         """
-        here = solution(self.problem, plan_decisions(self.problem, plan))
         if self.resident_bytes + here.peak_bytes == plan.peak_bytes:
             return plan
         plan = make_plan(

@@ -17,7 +17,7 @@ from fedhybrid.executor.measure import Measurement, measure_step
 from fedhybrid.executor.optimizer import torch_twin
 from fedhybrid.executor.prepare import ACTIONS, PlanOptions, PreparedStep, prepare_step
 from fedhybrid.graph import allocator_events, peak_of
-from fedhybrid.planner import Plan, build_schedule, plan_decisions
+from fedhybrid.planner import Plan, Solution, plan_decisions, solution
 from fedhybrid.protocols import Optimizer
 from fedhybrid.units import Budget, parse_budget
 
@@ -44,7 +44,7 @@ class TrainStep:
         self.aux: Tensor | None = None
         self._planning = planning or PlanOptions()
         self._bound = BoundModel(prepared.model, prepared.graph)
-        self._programs: dict[Key, Program] = {}
+        self._programs: dict[Key, tuple[Solution, Program]] = {}
         self._ladder: list[Plan] = []
         self._measured: dict[tuple[Key, int], int] = {}
         self._lr = prepared.optimizer.lr
@@ -118,15 +118,17 @@ class TrainStep:
             raise ConfigError(f"plan must be a fedhybrid.Plan (Plan.from_json reads one), got {type(plan).__name__}")
         if plan.fingerprint != self.prepared.fingerprint:
             raise PlanMismatchError(expected=self.prepared.fingerprint, found=plan.fingerprint)
+        found, program = self._compiled(plan)
+        self._plan, self._program = self.prepared.confirmed(plan, found), program
+
+    def _compiled(self, plan: Plan) -> tuple[Solution, Program]:
+        """The plan's schedule and program; made once, since a federation switches plans at every task."""
         key = _key(plan)
         if key not in self._programs:
-            self._programs[key] = self._compiled(plan)
-        confirmed = self.prepared.confirmed(plan)
-        self._plan, self._program = confirmed, self._programs[key]
-
-    def _compiled(self, plan: Plan) -> Program:
-        problem = self.prepared.problem
-        return lower(problem, build_schedule(problem, plan_decisions(problem, plan)), self.prepared.updates)
+            problem = self.prepared.problem
+            found = solution(problem, plan_decisions(problem, plan))
+            self._programs[key] = found, lower(problem, found.schedule, self.prepared.updates)
+        return self._programs[key]
 
     def set_budget(self, budget: str | int | Budget) -> None:
         """Switches to another budget from the next step on; no new capture.
@@ -154,7 +156,7 @@ class TrainStep:
         """
         ladder = [self.prepared.plan(budget, **vars(self._planning)) for budget in budgets]
         for plan in ladder:
-            self._programs.setdefault(_key(plan), self._compiled(plan))
+            self._compiled(plan)
         self._ladder = ladder
 
     def set_lr(self, lr: float) -> None:

@@ -37,12 +37,11 @@ class Update:
 
 def signature(graph: StepGraph, op: Op) -> str:
     """Text that two calls share exactly when they cost the same."""
+    return f"{op.target}{map_refs((op.args, op.kwargs), lambda value: _layout(graph.values[value]))!r}"
 
-    def describe(value: int) -> tuple[Any, ...]:
-        v = graph.values[value]
-        return (v.shape, v.stride, str(v.dtype))
 
-    return f"{op.target}{map_refs((op.args, op.kwargs), describe)!r}"
+def _layout(value: Value) -> tuple[Any, ...]:
+    return (value.shape, value.stride, str(value.dtype))
 
 
 def normalise_again(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, mean: Tensor, invstd: Tensor) -> Tensor:
@@ -122,9 +121,5 @@ def updates_of(graph: StepGraph) -> list[Update]:
 
 def update_signature(graph: StepGraph, update: Update, optimizer: Optimizer) -> str:
     """As `signature`, for an update."""
-
-    def describe(v: Value) -> tuple[Any, ...]:
-        return (v.shape, v.stride, str(v.dtype))
-
     param, grad = graph.values[update.param], graph.values[update.grad]
-    return f"update {optimizer!r} {describe(param)} {describe(grad)} {update.owned}"
+    return f"update {optimizer!r} {_layout(param)} {_layout(grad)} {update.owned}"

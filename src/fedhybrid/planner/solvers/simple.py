@@ -26,7 +26,8 @@ def checkpoint_blocks(problem: Problem, limit_bytes: int, effort: Effort) -> Sol
 
 def keep_only(problem: Problem, kept: list[int], otherwise: Decision) -> Decisions:
     """Decisions that keep `kept` and give every other candidate `otherwise`."""
-    return {s: otherwise for s in problem.candidates if s not in set(kept)}
+    staying = set(kept)
+    return {s: otherwise for s in problem.candidates if s not in staying}
 
 
 def block_inputs(problem: Problem) -> list[int]:
