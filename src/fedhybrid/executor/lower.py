@@ -19,12 +19,19 @@ from fedhybrid.planner.problem import IN_PLACE_FORMS, in_place_arguments
 
 __all__ = ["Program", "lower"]
 
-StepFunction = Callable[[list[Tensor], list[Tensor], list[Tensor], Callable[[int, Tensor], None]], tuple[Any, Any]]
+StepFunction = Callable[
+    [list[Tensor], list[Tensor], list[Tensor], Callable[[int, Tensor], None], Callable[[list[Tensor]], None]],
+    tuple[Any, Any],
+]
 
 
 @dataclass(frozen=True)
 class Program:
-    """A generated step: `run(params, buffers, batch, update) -> (loss, aux)`, to be called under `torch.no_grad`."""
+    """A generated step: `run(params, buffers, batch, update, clip) -> (loss, aux)`, to be called under `no_grad`.
+
+    `clip(gradients)` is called once, before the first update, where the problem holds gradients back, with one gradient
+    per update in order; it may change them in place.
+    """
 
     run: StepFunction
     source: str
@@ -45,6 +52,7 @@ class _Lowering:
         self.producer = {v: op for op in self.graph.ops for v in op.outputs if v is not None}
         self.instance_of: dict[int, int] = {}  # storage -> instance that the step at hand reads
         self.value_name: dict[tuple[int, int], str] = {}  # (value, instance) -> variable; instance -1: resident
+        self.clipped = False
         self.alive: dict[int, list[str]] = {}  # instance -> its variables
         self.dying: dict[int, list[int]] = {}
         for instance, position in enumerate(schedule.last):
@@ -55,6 +63,7 @@ class _Lowering:
         for position, step in enumerate(self.schedule.steps):
             self.instance_of = {self.schedule.storage_of[i]: i for i in step.reads}
             if step.kind is Kind.UPDATE:
+                self._clip()
                 grad = self._value(self.updates[step.call].grad)
                 self.lines.append(f"update({step.call}, {grad})")
             else:
@@ -62,10 +71,18 @@ class _Lowering:
             self._delete(position)
         self._return()
         body = "\n    ".join(self.lines)
-        source = f"def step(params, buffers, batch, update):\n    {body}\n"
+        source = f"def step(params, buffers, batch, update, clip):\n    {body}\n"
         scope = dict(self.names)
         exec(compile(source, "<fedhybrid step>", "exec"), scope)  # our own text, made above from the graph alone
         return Program(scope["step"], source)
+
+    def _clip(self) -> None:
+        """Hands all gradients over at once, before the first update, where updates wait for the end."""
+        if self.problem.hold_gradients and not self.clipped:
+            last_of = {s: i for i, s in enumerate(self.schedule.storage_of)}  # the newest life of each storage
+            reading, self.instance_of = self.instance_of, last_of
+            self.lines.append(f"clip([{', '.join(self._value(u.grad) for u in self.updates)}])")
+            self.instance_of, self.clipped = reading, True
 
     def _name_inputs(self) -> None:
         for group, values in (

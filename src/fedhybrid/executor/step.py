@@ -71,7 +71,7 @@ class TrainStep:
 
     def _run(self, tensors: list[Tensor], update: UpdateCall) -> tuple[Tensor, Tensor | None]:
         with torch.no_grad():
-            loss, aux = self._program.run(self._bound.params, self._bound.buffers, tensors, update)
+            loss, aux = self._program.run(self._bound.params, self._bound.buffers, tensors, update, _no_clip)
         return loss, aux
 
     @property
@@ -345,6 +345,10 @@ def plan_step(
         actions=actions, solver=solver, max_gradient_error=max_gradient_error, time_limit_s=time_limit_s
     )
     return prepare_step(model, loss_fn, batch, optimizer).plan(budget, **vars(planning))
+
+
+def _no_clip(gradients: list[Tensor]) -> None:
+    """For steps whose updates do not wait for each other."""
 
 
 def _key(plan: Plan) -> Key:

@@ -97,6 +97,9 @@ class Problem:
         eager_timeline: Bytes above the resident ones at each op of the eager step; its backward starts at
             `eager_backward_at`.
         seconds: Of the step with nothing replayed.
+        hold_gradients: Every update waits for the end of the backward pass (the norm of all gradients is needed first).
+        held_bytes: Bytes beyond the resident ones that are alive during the whole step (sums of gradients over
+            micro-batches).
     """
 
     graph: StepGraph
@@ -115,10 +118,19 @@ class Problem:
     eager_timeline: list[int]
     eager_backward_at: int
     seconds: float
+    hold_gradients: bool = False
+    held_bytes: int = 0
 
 
 def make_problem(
-    graph: StepGraph, costs: CostTable, optimizer: Optimizer, *, eager_timeline: list[int], eager_backward_at: int
+    graph: StepGraph,
+    costs: CostTable,
+    optimizer: Optimizer,
+    *,
+    eager_timeline: list[int],
+    eager_backward_at: int,
+    hold_gradients: bool = False,
+    held_bytes: int = 0,
 ) -> Problem:
     """Translates a rewritten graph and its costs.
 
@@ -128,6 +140,7 @@ def make_problem(
         optimizer: Decides the state that is resident.
         eager_timeline: From `liveness.eager_timeline`, resident bytes excluded.
         eager_backward_at: Where its backward pass starts.
+        hold_gradients, held_bytes: See `Problem`.
     """
     trained = {graph.storage_of(p) for p in graph.grads}
     ops: list[PlanOp] = []
@@ -172,6 +185,8 @@ def make_problem(
         eager_timeline=eager_timeline,
         eager_backward_at=eager_backward_at,
         seconds=sum(op.seconds for op in ops) + sum(u.seconds for u in plan_updates),
+        hold_gradients=hold_gradients,
+        held_bytes=held_bytes,
     )
 
 

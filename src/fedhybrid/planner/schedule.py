@@ -177,6 +177,8 @@ class _Builder:
         after: dict[int, list[int]] = {}
         for update in problem.updates:
             ready = last[self.current[update.grad]] if update.grad >= 0 else 0
+            if problem.hold_gradients:
+                ready = len(self.calls) - 1
             after.setdefault(max(ready, self.param_last.get(update.param, 0)), []).append(update.index)
         shift, place = 0, []
         for position in range(len(self.calls)):
@@ -206,15 +208,16 @@ class _Builder:
         for position, step in enumerate(steps):
             for instance in step.births:
                 born[instance] = position
-        tops = _tops(steps, self.storage_of, new_last, problem.nbytes)
+        tops = _tops(steps, self.storage_of, new_last, problem)
         return Schedule(steps, self.storage_of, born, new_last, tops, self.extra_seconds, place[backward_at])
 
 
-def _tops(steps: list[Step], storage_of: list[int], last: list[int], nbytes: list[int]) -> list[int]:
+def _tops(steps: list[Step], storage_of: list[int], last: list[int], problem: Problem) -> list[int]:
+    nbytes = problem.nbytes
     freed = [0] * (len(steps) + 1)
     for instance, position in enumerate(last):
         freed[position] += nbytes[storage_of[instance]]
-    live, tops = 0, []
+    live, tops = problem.held_bytes, []
     for position, (_, _, _, births, in_place, workspace_bytes, _) in enumerate(steps):
         fresh = sum([nbytes[storage_of[i]] for i in births])
         if in_place >= 0:
