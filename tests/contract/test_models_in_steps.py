@@ -30,7 +30,7 @@ def test_twenty_steps_of_a_tight_plan_equal_eager_bit_for_bit(name: str, optimiz
     model, batches = small_model(name), [image_batch(seed=seed) for seed in range(20)]
     expected = eager_training(model, cross_entropy, batches, OPTIMIZERS[optimizer])
     prepared = prepare_step(model, cross_entropy, batches[0], OPTIMIZERS[optimizer])
-    step = TrainStep(prepared, prepared.smallest())
+    step = TrainStep(prepared, prepared.smallest(actions=("recompute",)))
     assert step.plan.decisions, "a plan that recomputes nothing would prove nothing"
     assert_same_bits(step, planned_training(step, batches), expected)
 
@@ -75,7 +75,7 @@ def test_preparing_and_measuring_leave_everything_as_it_was(name: str) -> None:
     model = small_model(name)
     before, generator = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     prepared = prepare_step(model, cross_entropy, image_batch(), OPTIMIZERS["adamw"])
-    step = TrainStep(prepared, prepared.smallest())
+    step = TrainStep(prepared, prepared.smallest(actions=("recompute",)))
     step.measure(repeats=1)
     assert torch.equal(torch.get_rng_state(), generator)
     for key, tensor in model.state_dict().items():

@@ -23,8 +23,9 @@ def simulate(problem: Problem, schedule: Schedule) -> list[int]:
         fresh = sum(problem.nbytes[schedule.storage_of[instance]] for instance in step.births)
         if step.in_place >= 0:
             assert readers[step.in_place][-1] == position, "overwritten before its last reader"
-            assert problem.nbytes[schedule.storage_of[step.in_place]] == fresh
-            fresh = 0
+            taken = problem.nbytes[schedule.storage_of[step.in_place]]
+            assert problem.nbytes[schedule.storage_of[step.births[0]]] == taken
+            fresh -= taken
         tops.append(held() + fresh + step.workspace_bytes)
         live |= set(step.births)
         live = {i for i in live if i in outputs or (i in readers and readers[i][-1] > position)}

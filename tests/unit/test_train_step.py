@@ -51,7 +51,8 @@ def test_a_plan_survives_json(prepared: PreparedStep) -> None:
         (lambda raw: raw.update(version=99), ["version 99"]),
         (lambda raw: raw["decisions"][0].update(action="explode"), ["unknown action 'explode'"]),
         (lambda raw: raw["decisions"].append({"storage": 1}), ["must have exactly the keys"]),
-        (lambda raw: raw["decisions"][0].update(storage="0"), ["whole number as storage"]),
+        (lambda raw: raw["decisions"][0].update(storage="0"), ["'storage' must be int, got '0'"]),
+        (lambda raw: raw["splits"].append(3), ["splits", "must have exactly the keys"]),
     ],
 )
 def test_a_broken_plan_file_is_refused_with_every_fault(prepared: PreparedStep, change: Any, words: list[str]) -> None:
@@ -211,6 +212,6 @@ def test_bad_options(model: nn.Module, options: dict[str, Any], words: str) -> N
 
 def test_the_program_can_be_read(prepared: PreparedStep) -> None:
     source = TrainStep(prepared, prepared.plan("50%")).source
-    assert source.startswith("def step(params, buffers, batch, update):")
+    assert source.startswith("def step(params, buffers, batch, update, clip):")
     assert "update(0, " in source
     assert "del " in source

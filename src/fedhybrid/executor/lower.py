@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fedhybrid.graph import Op, Ref, Role, StepGraph, overload
 from fedhybrid.planner import Kind, Problem, Schedule, Step, Update, replay_form
-from fedhybrid.planner.problem import IN_PLACE_FORMS, in_place_arguments
+from fedhybrid.planner.inplace import IN_PLACE_FORMS, in_place_arguments, split_targets
+from fedhybrid.planner.splits import SPLITS
 
 __all__ = ["Program", "lower"]
 
@@ -133,8 +134,11 @@ class _Lowering:
             op = form
         births = {self.schedule.storage_of[i]: i for i in step.births}
         targets = []
-        if step.in_place >= 0:
-            text = self._in_place_text(op, self.schedule.storage_of[step.in_place])
+        taken = self.schedule.storage_of[step.in_place] if step.in_place >= 0 else -1
+        if step.chunks > 1 or (taken >= 0 and op.target not in IN_PLACE_FORMS):
+            text = self._split_text(op, step.chunks, taken)
+        elif taken >= 0:
+            text = self._in_place_text(op, taken)
         else:
             text = f"{self._function(op.func)}({self._arguments(op, {})})"
         for value in op.outputs:
@@ -155,13 +159,20 @@ class _Lowering:
     def _in_place_text(self, op: Op, storage: int) -> str:
         form, _, keyword = IN_PLACE_FORMS[op.target]
         position = next(p for p, s in in_place_arguments(self.graph, op) if s == storage)
-        function = self._function(overload(form))
+        function = self._function(op.func if form == op.target else overload(form))
         if keyword is not None:
             return f"{function}({self._arguments(op, {})}, {keyword}={self._value(op.args[position].value)})"
         args = list(op.args)
         if position == 1:  # a + b and a * b into b
             args[0], args[1] = args[1], args[0]
         return f"{function}({self._text_of(tuple(args), op.kwargs, {})})"
+
+    def _split_text(self, op: Op, chunks: int, taken: int) -> str:
+        text = f"{self._function(SPLITS[op.target].func)}({self._arguments(op, {})}, chunks={chunks}"
+        if taken >= 0:
+            position = next(p for p, s in split_targets(self.graph, op) if s == taken)
+            text += f", into={self._value(op.args[position].value)}"
+        return text + ")"
 
     def _arguments(self, op: Op, given: dict[int, str]) -> str:
         return self._text_of(op.args, op.kwargs, given)

@@ -35,8 +35,8 @@ from fedhybrid.units import Budget, parse_budget
 
 __all__ = ["ACTIONS", "PlanOptions", "PreparedStep", "prepare_step"]
 
-ACTIONS = ("recompute",)
-_AUTO = "greedy"
+ACTIONS = ("recompute", "split")
+_AUTO = "milp"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +128,9 @@ class PreparedStep:
         effort = Effort()
         return self._plan(SOLVERS["keep-all"](self.problem, 0, effort), None, "keep-all")
 
-    def smallest(self) -> Plan:
-        """The plan of the smallest peak that the default solver finds."""
-        return self._plan(self._smallest, None, _AUTO)
+    def smallest(self, *, actions: Sequence[str] = ACTIONS) -> Plan:
+        """The plan of the smallest peak that the default solver finds with these actions."""
+        return self._plan(self._smallest(tuple(actions)), None, _AUTO)
 
     def plan(
         self,
@@ -161,10 +161,10 @@ class PreparedStep:
         name = "keep-all" if not actions else _AUTO if solver == "auto" else solver
         solve = SOLVERS[name]
         room = limit - self.resident_bytes
-        effort = Effort(time_limit_s=time_limit_s)
+        effort = _effort(actions, time_limit_s=time_limit_s)
         found = solve(self.problem, room, effort)
         if found.peak_bytes > room:
-            smallest = found if not actions or effort.spent else min(found, self._smallest, key=_peak)
+            smallest = found if not actions or effort.spent else min(found, self._smallest(tuple(actions)), key=_peak)
             if solver == "auto":
                 found = smallest
             if found.peak_bytes > room:
@@ -201,9 +201,14 @@ class PreparedStep:
             )
         return plan
 
+    def _smallest(self, actions: tuple[str, ...]) -> Solution:
+        if actions not in self._floors:
+            self._floors[actions] = SOLVERS[_AUTO](self.problem, 0, _effort(actions))
+        return self._floors[actions]
+
     @cached_property
-    def _smallest(self) -> Solution:
-        return SOLVERS[_AUTO](self.problem, 0, Effort())
+    def _floors(self) -> dict[tuple[str, ...], Solution]:
+        return {}
 
     def _plan(self, found: Solution, budget_bytes: int | None, solver: str) -> Plan:
         return make_plan(
@@ -214,6 +219,10 @@ class PreparedStep:
             solver=solver,
             threads=self.threads,
         )
+
+
+def _effort(actions: Sequence[str], *, time_limit_s: float | None = None) -> Effort:
+    return Effort(time_limit_s=time_limit_s, recompute="recompute" in actions, split="split" in actions)
 
 
 def _peak(found: Solution) -> int:

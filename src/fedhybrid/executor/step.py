@@ -17,14 +17,14 @@ from fedhybrid.executor.measure import Measurement, measure_step
 from fedhybrid.executor.optimizer import torch_twin
 from fedhybrid.executor.prepare import ACTIONS, PlanOptions, PreparedStep, prepare_step
 from fedhybrid.graph import allocator_events, peak_of
-from fedhybrid.planner import Plan, Solution, plan_decisions, solution
+from fedhybrid.planner import Plan, Solution, plan_decisions
 from fedhybrid.protocols import Optimizer
 from fedhybrid.units import Budget, parse_budget
 
 __all__ = ["TrainStep", "compile_step", "plan_step"]
 
 UpdateCall = Callable[[int, Tensor], None]
-Key = tuple[tuple[int, str], ...]
+Key = tuple[tuple[str, int, str], ...]
 
 
 @final
@@ -123,10 +123,10 @@ class TrainStep:
 
     def _compiled(self, plan: Plan) -> tuple[Solution, Program]:
         """The plan's schedule and program; made once, since a federation switches plans at every task."""
-        key = _key(plan)
+        key = plan.key
         if key not in self._programs:
             problem = self.prepared.problem
-            found = solution(problem, plan_decisions(problem, plan))
+            found = Solution.of(problem, plan_decisions(problem, plan))
             self._programs[key] = found, lower(problem, found.schedule, self.prepared.updates)
         return self._programs[key]
 
@@ -231,7 +231,7 @@ class TrainStep:
 
         A program is deterministic, so it is measured once; model, state and generator are left as they were.
         """
-        key = (_key(self._plan), torch.get_num_threads())
+        key = (self._plan.key, torch.get_num_threads())
         if key not in self._measured:
             with self.preserved():
                 self._count = max(self._count, 1)  # a first step may need less scratch than all that follow
@@ -349,7 +349,3 @@ def plan_step(
 
 def _no_clip(gradients: list[Tensor]) -> None:
     """For steps whose updates do not wait for each other."""
-
-
-def _key(plan: Plan) -> Key:
-    return tuple((d.storage, d.action) for d in plan.decisions)

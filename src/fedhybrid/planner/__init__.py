@@ -4,21 +4,29 @@ from fedhybrid.planner.calls import Update, replay_form, updates_of
 from fedhybrid.planner.costs import CallCost, CostTable
 from fedhybrid.planner.liveness import eager_timeline
 from fedhybrid.planner.plan import Plan, TensorDecision, describe_peak, make_plan, plan_decisions
-from fedhybrid.planner.problem import Problem, make_problem
+from fedhybrid.planner.problem import BRIEF, KEEP, RECOMPUTE, TRANSIENT, Form, Kind, Pack, Problem, make_problem
 from fedhybrid.planner.profile import profile_step
-from fedhybrid.planner.schedule import Decision, Kind, Schedule, Step, build_schedule
-from fedhybrid.planner.solvers import SOLVERS, Effort, Solution, solution
+from fedhybrid.planner.schedule import Schedule, Step, build_schedule
+from fedhybrid.planner.simulator import Simulator
+from fedhybrid.planner.solvers import SOLVERS, Decisions, Effort, Solution
 
 __all__ = [
+    "BRIEF",
+    "KEEP",
+    "RECOMPUTE",
     "SOLVERS",
+    "TRANSIENT",
     "CallCost",
     "CostTable",
-    "Decision",
+    "Decisions",
     "Effort",
+    "Form",
     "Kind",
+    "Pack",
     "Plan",
     "Problem",
     "Schedule",
+    "Simulator",
     "Solution",
     "Step",
     "TensorDecision",
@@ -31,6 +39,5 @@ __all__ = [
     "plan_decisions",
     "profile_step",
     "replay_form",
-    "solution",
     "updates_of",
 ]

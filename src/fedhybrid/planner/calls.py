@@ -44,7 +44,15 @@ def _layout(value: Value) -> tuple[Any, ...]:
     return (value.shape, value.stride, str(value.dtype))
 
 
-def normalise_again(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, mean: Tensor, invstd: Tensor) -> Tensor:
+def normalise_again(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    mean: Tensor,
+    invstd: Tensor,
+    into: Tensor | None = None,
+) -> Tensor:
     """Batch norm's output from saved statistics in one pass; running statistics stay untouched.
 
     `addcmul` fuses multiply and add as the kernel does, so the bits are those of `native_batch_norm` on builds with
@@ -56,11 +64,12 @@ def normalise_again(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, me
         bias: Shape (channels,) or None.
         mean: Saved by the forward pass, shape (channels,).
         invstd: Saved by the forward pass, shape (channels,).
+        into: Memory that the result takes over, usually that of `x`.
     """
     scale = invstd if weight is None else invstd * weight
     shift = torch.addcmul(bias if bias is not None else torch.zeros_like(mean), mean, scale, value=-1)
     shape = (1, -1) + (1,) * (x.dim() - 2)
-    return torch.addcmul(shift.view(shape), x, scale.view(shape))
+    return torch.addcmul(shift.view(shape), x, scale.view(shape), out=into)
 
 
 def normalise_from_scratch(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float) -> Tensor:

@@ -10,7 +10,7 @@ from fedhybrid.opwork import OpWork
 from fedhybrid.planner.calls import Update, signature, update_signature
 from fedhybrid.protocols import Optimizer
 
-__all__ = ["CallCost", "CostTable"]
+__all__ = ["CallCost", "CostTable", "SplitCost"]
 
 
 @dataclass(frozen=True)
@@ -28,20 +28,39 @@ class CallCost:
     hidden_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class SplitCost:
+    """What a call costs when it runs in `chunks` parts; `exact` if its results are the whole call's bits."""
+
+    chunks: int
+    seconds: float
+    workspace_bytes: int
+    exact: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class CostTable:
-    """Costs by signature; `works` says how much arithmetic each signature is, so that other devices can price it.
+    """Costs by signature.
 
-    `exact_affine`: on this machine batch norm may be replayed from its saved statistics (see `planner.calls`).
+    Attributes:
+        calls: Of whole calls.
+        works: How much arithmetic each signature is, so that other devices can price it.
+        splits: Of the largest calls when they run in chunks.
+        exact_affine: On this machine batch norm may be replayed from its saved statistics (see `planner.calls`).
     """
 
     calls: dict[str, CallCost]
     works: dict[str, OpWork]
+    splits: dict[str, tuple[SplitCost, ...]]
     exact_affine: bool
 
     def of_op(self, graph: StepGraph, op: Op) -> CallCost:
         """Cost of an operator or of a replay form."""
         return self.calls[signature(graph, op)]
+
+    def splits_of(self, graph: StepGraph, op: Op) -> tuple[SplitCost, ...]:
+        """Costs of the chunked forms of an operator."""
+        return self.splits.get(signature(graph, op), ())
 
     def of_update(self, graph: StepGraph, update: Update, optimizer: Optimizer) -> CallCost:
         """Cost of one parameter's update."""
@@ -60,12 +79,22 @@ class CostTable:
     def priced(self, op_seconds: Callable[[OpWork], float]) -> CostTable:
         """The same calls on another device: its seconds, the workspace measured here."""
         calls = {key: replace(cost, seconds=op_seconds(self.works[key])) for key, cost in self.calls.items()}
-        return replace(self, calls=calls)
+        splits = {
+            key: tuple(
+                replace(cost, seconds=_chunked_seconds(self.works[key], cost.chunks, op_seconds)) for cost in costs
+            )
+            for key, costs in self.splits.items()
+        }
+        return replace(self, calls=calls, splits=splits)
 
     @property
     def kernel_s(self) -> float:
         """Sum over the distinct calls of their seconds (FedHybrid's compute statistic is its inverse)."""
         return sum(cost.seconds for cost in self.calls.values())
+
+
+def _chunked_seconds(work: OpWork, chunks: int, op_seconds: Callable[[OpWork], float]) -> float:
+    return chunks * op_seconds(OpWork(work.kind, work.flops / chunks, work.moved_bytes // chunks))
 
 
 def work_of_update(graph: StepGraph, update: Update, optimizer: Optimizer) -> OpWork:

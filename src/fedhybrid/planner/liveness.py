@@ -13,7 +13,8 @@ __all__ = ["eager_timeline"]
 def eager_timeline(raw: StepGraph, costs: CostTable, optimizer: Optimizer) -> list[int]:
     """Bytes above the resident ones at each op of an eager step: forward, backward, then torch.optim.
 
-    A storage is born at its producer and dies after the last use of any of its aliases; gradients live until the end
+    A storage is born at its producer and dies after the last use of any of its aliases, or later where the captured
+    step still referred to it (`StepGraph.held`); gradients live until the end
     (they are set to None before the next step); sums of gradients are accumulated in place, as autograd does, and a
     gradient that autograd may not keep as it is (strides other than the parameter's, or still read) is copied.
     The optimizer's for-loop implementation holds `eager_scratch_tensors` temporaries of one parameter at a time.
@@ -23,6 +24,8 @@ def eager_timeline(raw: StepGraph, costs: CostTable, optimizer: Optimizer) -> li
         for value in (*op.inputs, *(v for v in op.outputs if v is not None)):
             last[raw.storage_of(value)] = position
     end = len(raw.ops)
+    gradients = {raw.storage_of(grad) for grad in raw.grads.values()}
+    last.update({s: max(last[s], at) for s, at in raw.held.items() if s in last and s not in gradients})
     # backward() itself holds the gradient of the loss (its first op) until it returns.
     last[raw.storage_of(_first_output(raw))] = end - 1
     copied = _copied_gradients(raw, last)

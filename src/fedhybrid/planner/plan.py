@@ -9,25 +9,42 @@ from typing import Any
 
 from fedhybrid.errors import ConfigError
 from fedhybrid.graph import Role
-from fedhybrid.planner.problem import Problem
-from fedhybrid.planner.schedule import Decision, build_schedule
+from fedhybrid.planner.problem import BRIEF, FIRST_PACK, RECOMPUTE, TRANSIENT, Kind, PlanOp, Problem
+from fedhybrid.planner.schedule import build_schedule
 from fedhybrid.planner.solvers.base import Decisions, Solution
 
-__all__ = ["Plan", "TensorDecision", "describe_peak", "make_plan", "plan_decisions"]
+__all__ = ["CallDecision", "Plan", "TensorDecision", "describe_peak", "make_plan", "plan_decisions"]
 
-_VERSION = 1
-_ACTIONS = {Decision.RECOMPUTE: "recompute", Decision.TRANSIENT: "recompute-transient"}
-_DECISIONS = {action: decision for decision, action in _ACTIONS.items()}
+_VERSION = 2
+_ACTIONS = {RECOMPUTE: "recompute", TRANSIENT: "recompute-transient", BRIEF: "recompute-brief"}
+_OPTIONS = {action: option for option, action in _ACTIONS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorDecision:
-    """One storage that is not simply kept. `storage` numbers it in the graph; `tensor` is for people."""
+    """One storage that is not simply kept. `storage` numbers it in the graph; `tensor` is for people.
+
+    `action` is "recompute", "recompute-transient", "recompute-brief", or "encode:" with a codec's name.
+    """
 
     storage: int
     tensor: str
     action: str
     nbytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallDecision:
+    """One call that runs in `chunks` parts. `replay`: the call that makes op `op`'s output again, not the op itself.
+
+    `op` numbers it in the graph, `name` is for people; `exact`: the parts give the whole call's bits.
+    """
+
+    op: int
+    replay: bool
+    name: str
+    chunks: int
+    exact: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +65,8 @@ class Plan:
         gradient_error: Predicted relative L2 error of the gradient; 0 for plans without lossy actions.
         solver: Which solver found it.
         threads: Intra-op threads that the workspace was measured with.
+        decisions: What happens to tensors that are not simply kept.
+        splits: Calls that run in parts.
         timelines: Bytes live at the worst moment of each call, resident included, for "eager", "keep_all", "planned".
         timeline_marks: For each timeline, `backward_at`: where its backward pass starts.
     """
@@ -66,6 +85,7 @@ class Plan:
     solver: str
     threads: int
     decisions: tuple[TensorDecision, ...]
+    splits: tuple[CallDecision, ...]
     timelines: dict[str, list[int]]
     timeline_marks: dict[str, dict[str, int]]
     version: int = _VERSION
@@ -89,7 +109,19 @@ class Plan:
         if problems:
             raise ConfigError(problems)
         raw["decisions"] = tuple(TensorDecision(**d) for d in raw["decisions"])
+        raw["splits"] = tuple(CallDecision(**d) for d in raw["splits"])
         return cls(**raw)
+
+    @property
+    def key(self) -> tuple[tuple[str, int, str], ...]:
+        """What decides which program a plan is: two plans of one graph with equal keys run the same calls."""
+        tensors = [("tensor", d.storage, d.action) for d in self.decisions]
+        return (*tensors, *(("replay" if d.replay else "op", d.op, str(d.chunks)) for d in self.splits))
+
+    @property
+    def bit_identical(self) -> bool:
+        """Whether the plan promises eager's bits: nothing lossy, and no split that changes the order of sums."""
+        return self.gradient_error == 0 and all(split.exact for split in self.splits)
 
     @property
     def recomputed_bytes(self) -> int:
@@ -115,26 +147,31 @@ def _problems(raw: Any) -> list[str]:
     for key, kind in wanted.items():
         if key in raw and kind in accepted and (not isinstance(raw[key], accepted[kind]) or isinstance(raw[key], bool)):
             found.append(f"plan: {key!r} must be {kind}, got {raw[key]!r}")
-    if not isinstance(raw.get("decisions", []), list):
-        found.append("plan: 'decisions' must be a list")
-    else:
-        for number, entry in enumerate(raw.get("decisions", [])):
-            found += _decision_problems(number, entry)
+    for key, entry_type in (("decisions", TensorDecision), ("splits", CallDecision)):
+        entries = raw.get(key, [])
+        if not isinstance(entries, list):
+            found.append(f"plan: {key!r} must be a list")
+            continue
+        for number, entry in enumerate(entries):
+            found += _entry_problems(f"plan: {key} {number}", entry, entry_type)
     for key in ("timelines", "timeline_marks"):
         if not isinstance(raw.get(key, {}), dict):
             found.append(f"plan: {key!r} must be an object")
     return found
 
 
-def _decision_problems(number: int, entry: Any) -> list[str]:
-    fields = {field.name for field in dataclasses.fields(TensorDecision)}
-    if not isinstance(entry, dict) or set(entry) != fields:
-        return [f"plan: decision {number} must have exactly the keys {sorted(fields)}"]
+def _entry_problems(where: str, entry: Any, kind: type) -> list[str]:
+    types = {field.name: str(field.type) for field in dataclasses.fields(kind)}
+    if not isinstance(entry, dict) or set(entry) != set(types):
+        return [f"{where} must have exactly the keys {sorted(types)}"]
     found = []
-    if entry["action"] not in _DECISIONS:
-        found.append(f"plan: decision {number} has unknown action {entry['action']!r}; known: {', '.join(_DECISIONS)}")
-    if not isinstance(entry["storage"], int) or isinstance(entry["storage"], bool):
-        found.append(f"plan: decision {number} must have a whole number as storage, got {entry['storage']!r}")
+    for name, wanted in types.items():
+        value = entry[name]
+        right = type(value).__name__ == wanted
+        if not right:
+            found.append(f"{where}: {name!r} must be {wanted}, got {value!r}")
+    if kind is TensorDecision and not found and entry["action"] not in _OPTIONS and ":" not in entry["action"]:
+        found.append(f"{where} has unknown action {entry['action']!r}; known: {', '.join(_OPTIONS)}, encode:CODEC")
     return found
 
 
@@ -154,16 +191,21 @@ def make_plan(
         peak_op=describe_peak(problem, solution),
         step_time_s=problem.seconds + solution.extra_seconds,
         extra_time_s=solution.extra_seconds,
-        bound_extra_time_s=0.0,
+        bound_extra_time_s=solution.bound_seconds,
         gradient_error=0.0,
         solver=solver,
         threads=threads,
         decisions=tuple(
             TensorDecision(
-                storage=s, tensor=problem.graph.storages[s].name, action=_ACTIONS[d], nbytes=problem.nbytes[s]
+                storage=s,
+                tensor=problem.graph.storages[s].name,
+                action=_action(problem, s, option),
+                nbytes=problem.nbytes[s],
             )
-            for s, d in sorted(solution.decisions.items())
+            for s, option in sorted(solution.decisions.items())
+            if s < len(problem.nbytes)
         ),
+        splits=_call_decisions(problem, solution.decisions),
         timelines={
             "eager": [resident + b for b in problem.eager_timeline],
             "keep_all": [resident + b for b in keep_all.tops],
@@ -177,24 +219,66 @@ def make_plan(
     )
 
 
+def _action(problem: Problem, storage: int, option: int) -> str:
+    if option < FIRST_PACK:
+        return _ACTIONS[option]
+    return "encode:" + next(p.codec for p in problem.packs if (p.storage, p.option) == (storage, option))
+
+
+def _call_decisions(problem: Problem, decisions: Decisions) -> tuple[CallDecision, ...]:
+    found = []
+    for subject, option in sorted(decisions.items()):
+        if subject >= len(problem.nbytes):
+            call = problem.calls[subject - len(problem.nbytes)]
+            form = call.forms[option]
+            name = problem.graph.ops[call.op].name
+            replay = call.kind is Kind.REPLAY
+            found.append(CallDecision(op=call.op, replay=replay, name=name, chunks=form.chunks, exact=form.exact))
+    return tuple(found)
+
+
 def plan_decisions(problem: Problem, plan: Plan) -> Decisions:
     """The plan's decisions for this problem.
 
     Raises:
-        ConfigError: The plan names a storage that cannot be made again.
+        ConfigError: The plan asks for something that cannot be done with this step here; all such things at once.
     """
-    strange = [d.storage for d in plan.decisions if d.storage not in problem.replays]
-    if strange:
-        raise ConfigError(f"the plan recomputes storages that this step cannot make again: {strange}; plan again")
-    return {d.storage: _DECISIONS[d.action] for d in plan.decisions}
+    problems: list[str] = []
+    found: Decisions = {}
+    packs = {(p.storage, f"encode:{p.codec}"): p.option for p in problem.packs}
+    for d in plan.decisions:
+        if d.action in _OPTIONS and d.storage in problem.replays and d.storage in problem.uses:
+            found[d.storage] = _OPTIONS[d.action]
+        elif (d.storage, d.action) in packs:
+            found[d.storage] = packs[d.storage, d.action]
+        else:
+            problems.append(
+                f"the plan wants {d.action!r} for storage {d.storage}, which this step cannot do; plan again"
+            )
+    calls: dict[tuple[int, bool], list[PlanOp]] = {}
+    for call in problem.calls:
+        if call.kind in (Kind.OP, Kind.REPLAY):
+            calls.setdefault((call.op, call.kind is Kind.REPLAY), []).append(call)
+    for split in plan.splits:
+        for call in calls.get((split.op, split.replay), []):
+            option = next((i for i, form in enumerate(call.forms) if i and form.chunks == split.chunks), 0)
+            found[problem.subject_of(call)] = option
+            if not option:
+                problems.append(f"the plan runs {split.name!r} in {split.chunks} chunks; here it cannot be; plan again")
+    if problems:
+        raise ConfigError(problems)
+    return found
 
 
 def describe_peak(problem: Problem, solution: Solution) -> str:
     """The operator at a solution's peak, with the parameters that it reads: what a person can find in the model."""
     step = solution.schedule.steps[solution.schedule.peak_at]
     graph = problem.graph
-    if step.kind.name == "UPDATE":
+    if step.kind is Kind.UPDATE:
         return f"optimizer update of {graph.storages[problem.updates[step.call].param].name}"
+    if step.kind in (Kind.ENCODE, Kind.DECODE):
+        pack = problem.packs[step.call]
+        return f"{step.kind.name.lower()} ({pack.codec}) of {graph.storages[pack.storage].name}"
     op = graph.ops[step.call]
     owners = [graph.storages[graph.storage_of(v)] for v in op.inputs]
     names = [owner.name for owner in owners if owner.role is Role.PARAM]

@@ -6,16 +6,13 @@ operator needs to run, and the unplanned step is never executed. The generator's
 
 from __future__ import annotations
 
-import gc
-import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import partial
 
 import torch
-from torch import Tensor
 
 from fedhybrid.errors import CaptureError
-from fedhybrid.graph import Op, StepGraph, Value, allocator_events, map_refs, peak_of
+from fedhybrid.graph import Op, StepGraph, map_refs
 from fedhybrid.planner.calls import (
     Update,
     normalise_again,
@@ -24,21 +21,24 @@ from fedhybrid.planner.calls import (
     update_signature,
 )
 from fedhybrid.planner.costs import CallCost, CostTable, work_of_update
+from fedhybrid.planner.scratch import FILLS, Call, Fill, measure_bytes, measure_seconds, scratch
+from fedhybrid.planner.split_costs import profile_splits
 from fedhybrid.planner.work import op_work
 from fedhybrid.protocols import Optimizer
 
 __all__ = ["profile_step"]
 
-_MARKER_BYTES = 7919  # a size that no operator allocates, to cut the stream of allocator events at calls
-_TIMED_RUNS = 3
-
-Call = Callable[[], Any]
-Fill = Callable[[Tensor], None]
 MakeCall = Callable[[Fill], Call]
 
 
 def profile_step(
-    raw: StepGraph, graph: StepGraph, updates: list[Update], optimizer: Optimizer, *, timed: bool
+    raw: StepGraph,
+    graph: StepGraph,
+    updates: list[Update],
+    optimizer: Optimizer,
+    *,
+    timed: bool,
+    known: CostTable | None = None,
 ) -> CostTable:
     """Profiles every distinct call of a step.
 
@@ -48,7 +48,9 @@ def profile_step(
         updates: The optimizer's updates, in `graph`.
         optimizer: Applies them.
         timed: Measure seconds too; else they are 0 until `CostTable.priced`.
+        known: Costs from another batch shape of the same model on this machine; what they hold is not run again.
     """
+    done = known.calls if known is not None else {}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         exact = _affine_replay_is_exact(graph)
@@ -57,22 +59,26 @@ def profile_step(
         works = {}
         for owner, op in _distinct_ops(raw, graph, exact):
             key = signature(owner, op)
-            if key not in makers:
+            if key not in makers and key not in done:
                 makers[key] = _op_maker(owner, op)
                 births[key] = _birth_bytes(owner, op)
                 works[key] = op_work(owner, op)
         for update in updates:
             key = update_signature(graph, update, optimizer)
-            if key not in makers:
+            if key not in makers and key not in done:
                 makers[key] = _update_maker(graph, update, optimizer)
                 births[key] = 0
                 works[key] = work_of_update(graph, update, optimizer)
         fills = {key: _accepted_fill(key, make) for key, make in makers.items()}
-        held_bytes = _measure_bytes(makers, fills, births)
-        seconds = {key: _measure_seconds(make(fills[key])) if timed else 0.0 for key, make in makers.items()}
-    return CostTable(
-        calls={key: CallCost(seconds[key], *held_bytes[key]) for key in makers}, works=works, exact_affine=exact
-    )
+        measured = measure_bytes([(partial(make, fills[key]), births[key]) for key, make in makers.items()])
+        calls = dict(done)
+        for (key, make), held_bytes in zip(makers.items(), measured, strict=True):
+            calls[key] = CallCost(measure_seconds(make(fills[key])) if timed else 0.0, *held_bytes)
+        own = [(owner, op) for owner, op in _distinct_ops(raw, graph, exact) if owner is graph]
+        splits = profile_splits(own, calls, fills, timed=timed)
+    if known is not None:
+        works, splits = {**known.works, **works}, {**known.splits, **splits}
+    return CostTable(calls=calls, works=works, splits=splits, exact_affine=exact)
 
 
 def _distinct_ops(raw: StepGraph, graph: StepGraph, exact_affine: bool) -> Iterable[tuple[StepGraph, Op]]:
@@ -91,31 +97,6 @@ def _birth_bytes(graph: StepGraph, op: Op) -> int:
     if op.eager_inplace and op.writes:
         return 0
     return sum(graph.storages[graph.storage_of(v)].nbytes for v in op.outputs if v is not None)
-
-
-def _normal(flat: Tensor) -> None:
-    flat.normal_()
-
-
-def _uniform(flat: Tensor) -> None:
-    flat.uniform_()
-
-
-def _ones(flat: Tensor) -> None:
-    flat.fill_(1)
-
-
-# Tried in this order until the operator accepts its arguments (probabilities must lie in [0, 1], for example).
-_FILLS: tuple[Fill, ...] = (_normal, _uniform, _ones)
-
-
-def scratch(value: Value, fill: Fill = _normal) -> Tensor:
-    """A tensor of the value's shape, strides and type, filled with ordinary numbers (integers: zeros)."""
-    extent = 1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride, strict=True)) if value.numel else 0
-    flat = torch.zeros(extent, dtype=value.dtype)
-    if value.dtype.is_floating_point:
-        fill(flat)
-    return flat.as_strided(value.shape, value.stride)
 
 
 def _op_maker(graph: StepGraph, op: Op) -> MakeCall:
@@ -147,58 +128,13 @@ def _accepted_fill(key: str, make: MakeCall) -> Fill:
 
     The first run of a call also allocates one-off things (compiled kernels, caches) that are no workspace.
     """
-    for fill in _FILLS:
+    for fill in FILLS:
         try:
             make(fill)()
             return fill
         except RuntimeError as error:
             reason = f"it does not run on its own on scratch tensors: {str(error).splitlines()[0]}"
     raise CaptureError(key.split("(", maxsplit=1)[0], reason, "Please report the operator; it needs a rule of its own.")
-
-
-def _measure_bytes(
-    makers: dict[str, MakeCall], fills: dict[str, Fill], births: dict[str, int]
-) -> dict[str, tuple[int, int]]:
-    """Workspace and hidden bytes of each call (see `CallCost`)."""
-    gc.collect()
-    with allocator_events() as events:
-        for key, make in makers.items():
-            call = make(fills[key])
-            torch.empty(_MARKER_BYTES, dtype=torch.uint8)
-            kept = call()
-            torch.empty(_MARKER_BYTES, dtype=torch.uint8)
-            del kept, call
-    pieces = list(_between_markers(events))
-    assert len(pieces) == len(makers), "the allocator's events could not be cut at the markers"
-    found = {}
-    for key, piece in zip(makers, pieces, strict=True):
-        hidden_bytes = max(0, sum(piece) - births[key])
-        found[key] = max(0, peak_of(piece) - births[key] - hidden_bytes), hidden_bytes
-    return found
-
-
-def _between_markers(events: list[int]) -> Iterable[list[int]]:
-    """The events of each call: what lies between an odd marker and the next."""
-    inside: list[int] | None = None
-    for nbytes in events:
-        if nbytes == _MARKER_BYTES:
-            if inside is None:
-                inside = []
-            else:
-                yield inside
-                inside = None
-        elif nbytes != -_MARKER_BYTES and inside is not None:
-            inside.append(nbytes)
-
-
-def _measure_seconds(call: Call) -> float:
-    call()
-    best = float("inf")
-    for _ in range(_TIMED_RUNS):
-        start = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
-    return best
 
 
 def _affine_replay_is_exact(graph: StepGraph) -> bool:

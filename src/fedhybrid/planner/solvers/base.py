@@ -5,57 +5,76 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 from fedhybrid.planner.problem import Problem
-from fedhybrid.planner.schedule import Decision, Schedule, build_schedule
+from fedhybrid.planner.schedule import Schedule, build_schedule
 
-__all__ = ["Decisions", "Effort", "Solution", "Solver", "solution"]
+__all__ = ["Decisions", "Effort", "Solution", "Solver"]
 
-Decisions = dict[int, Decision]
+Decisions = dict[int, int]
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Decisions and the schedule that they give. Storages without a decision are kept."""
+    """Decisions (subject -> option, see `planner.problem`) and what they give.
 
+    Attributes:
+        problem: What was decided about.
+        decisions: What is not mentioned is kept and runs whole.
+        peak_bytes: Above the resident bytes.
+        extra_seconds: What the decisions cost.
+        bound_seconds: Proven: no decisions within the limit cost less (0 is always true without splits).
+    """
+
+    problem: Problem
     decisions: Decisions
-    schedule: Schedule
+    peak_bytes: int
+    extra_seconds: float
+    bound_seconds: float = 0.0
 
-    @property
-    def peak_bytes(self) -> int:
-        """Above the resident bytes."""
-        return self.schedule.peak_bytes
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The calls in order."""
+        return build_schedule(self.problem, self.decisions)
 
-    @property
-    def extra_seconds(self) -> float:
-        """What the replays cost."""
-        return self.schedule.extra_seconds
+    @classmethod
+    def of(cls, problem: Problem, decisions: Mapping[int, int]) -> Solution:
+        """The solution that consists of these decisions."""
+        chosen = {subject: option for subject, option in sorted(decisions.items()) if option}
+        schedule = build_schedule(problem, chosen)
+        found = cls(problem, chosen, schedule.peak_bytes, schedule.extra_seconds)
+        found.__dict__["schedule"] = schedule
+        return found
 
 
 @dataclass
 class Effort:
-    """How long a solver may try.
+    """How long a solver may try, and what it may do.
 
-    Evaluations are the same on every machine, so runs that must be reproducible bound them alone; the wall-clock limit
-    is for people who wait.
+    Work is counted in calls that the simulator looks at, which are the same on every machine: runs that must be
+    reproducible bound them alone; the wall-clock limit is for people who wait. A core does some 400,000 a second.
+
+    Attributes:
+        max_work: Calls that may be looked at.
+        time_limit_s: Seconds from now on.
+        recompute, split: The actions that are allowed. `inexact`: splits that change the order of sums, too.
     """
 
-    max_evaluations: int = 4000
+    max_work: int = 150_000
     time_limit_s: float | None = None
-    evaluations: int = 0
+    recompute: bool = True
+    split: bool = False
+    inexact: bool = True
+    work: int = 0
     started_s: float = field(default_factory=time.perf_counter)
-
-    def evaluate(self, problem: Problem, decisions: Mapping[int, Decision]) -> Solution:
-        """Builds the schedule and counts."""
-        self.evaluations += 1
-        return solution(problem, decisions)
 
     @property
     def spent(self) -> bool:
         """Whether to stop improving."""
         late = self.time_limit_s is not None and time.perf_counter() - self.started_s > self.time_limit_s
-        return late or self.evaluations >= self.max_evaluations
+        return late or self.work >= self.max_work
 
 
 class Solver(Protocol):
@@ -64,9 +83,3 @@ class Solver(Protocol):
     def __call__(self, problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
         """The cheapest solution found within `limit_bytes` above the resident bytes, else that of the smallest peak."""
         ...
-
-
-def solution(problem: Problem, decisions: Mapping[int, Decision]) -> Solution:
-    """The decisions with their schedule; keeps what is kept out of the mapping."""
-    dropped: Decisions = {s: d for s, d in sorted(decisions.items()) if d is not Decision.KEEP}
-    return Solution(dropped, build_schedule(problem, dropped))

@@ -1,8 +1,8 @@
-"""Greedy repair from several structural seeds, then pruning and a short local search.
+"""Greedy repair from several structural seeds, then pruning and a local search.
 
-A seed says what is dropped to begin with. Repair: at the peak, drop what frees the most bytes for each second of
-replay, as much at once as the deficit asks for. Prune: dearest first, keep again whatever still fits. Search: force the
-dearest replayed storage to stay, repair and prune round it, and take the result if it is cheaper.
+A seed says what is dropped to begin with. Repair: at the peak, do what frees the most bytes for each second that it
+costs, as much at once as the deficit asks for. Prune: dearest first, undo whatever still fits. Search: forbid the
+dearest decision, repair and prune round it, and take the result if it is cheaper.
 
 One seed alone is bad: from nothing, MobileNetV2 at 20 % seems infeasible; from the cheap seed it is easy; transformers
 want their block inputs kept. The ratio is FedHybrid's memory saving per second (methods' section d, RECONSTRUCTED).
@@ -10,180 +10,71 @@ want their block inputs kept. The ratio is FedHybrid's memory saving per second 
 
 from __future__ import annotations
 
-from fedhybrid.planner.problem import Problem
-from fedhybrid.planner.schedule import Decision
+from collections.abc import Iterable
+
+from fedhybrid.planner.problem import RECOMPUTE, TRANSIENT, Problem
 from fedhybrid.planner.solvers.base import Decisions, Effort, Solution
+from fedhybrid.planner.solvers.search import Search
 from fedhybrid.planner.solvers.simple import block_inputs, keep_only
 from fedhybrid.planner.work import op_work
 
-__all__ = ["greedy"]
+__all__ = ["GOOD_ENOUGH_RATIO", "best_of", "greedy", "structural_seeds"]
+
+# A plan within this share of the step's seconds above the proven bound is not improved any more.
+GOOD_ENOUGH_RATIO = 2e-3
 
 _CHEAP_KINDS = ("norm", "elementwise", "pool", "copy", "reduce")
-_SEARCH_TRIES = 12
 
 
 def greedy(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
     """See the module's text."""
-    best: Solution | None = None
+    search = Search(problem, limit_bytes, effort)
+    if not effort.recompute and not effort.split:
+        return search.solution()
+    return best_of(search, structural_seeds(problem) if effort.recompute else [{}], 0.0)
+
+
+def best_of(search: Search, seeds: Iterable[Decisions], bound_seconds: float) -> Solution:
+    """The cheapest solution found from several seeds, else that of the smallest peak.
+
+    Args:
+        search: Carries limit and effort.
+        seeds: Looked at in order, until the bound is reached or the effort is spent.
+        bound_seconds: No solution is cheaper.
+    """
     smallest: Solution | None = None
-    for seed in _seeds(problem):
-        found = _repair(problem, effort.evaluate(problem, seed), limit_bytes, effort)
-        if found.peak_bytes <= limit_bytes:
-            found = _prune(problem, found, limit_bytes, effort)
-            if best is None or found.extra_seconds < best.extra_seconds:
-                best = found
+    best: Solution | None = None
+    good_enough = bound_seconds + GOOD_ENOUGH_RATIO * search.problem.seconds
+    for seed in seeds:
+        search.start({**search.forms, **seed})
+        search.repair()
+        if search.fits:
+            search.prune()
+        found = search.solution()
+        if search.fits and (best is None or found.extra_seconds < best.extra_seconds):
+            best = found
         if smallest is None or found.peak_bytes < smallest.peak_bytes:
             smallest = found
-        if best is not None and (best.extra_seconds == 0 or effort.spent):
+        if best is not None and (best.extra_seconds <= good_enough or search.effort.spent):
             break
     if best is None:
         assert smallest is not None
         return smallest
-    return _search(problem, best, limit_bytes, effort)
+    return search.improve(best, good_enough)
 
 
-def _seeds(problem: Problem) -> list[Decisions]:
+def structural_seeds(problem: Problem) -> list[Decisions]:
     """Nothing; cheap values; all but block inputs; all but every second and fourth block input."""
-    cheap = {s: Decision.TRANSIENT for s in problem.candidates if _kind(problem, s) in _CHEAP_KINDS}
+    cheap = {s: TRANSIENT for s in problem.candidates if s in problem.replays and _kind(problem, s) in _CHEAP_KINDS}
     seeds: list[Decisions] = [{}, cheap]
     blocks = block_inputs(problem)
     for stride in (1, 2, 4):
         if len(blocks) >= 2 * stride:
             kept = blocks[::stride]
-            seeds.append(keep_only(problem, kept, Decision.RECOMPUTE))
-            seeds.append(keep_only(problem, kept, Decision.TRANSIENT))
+            seeds.append(keep_only(problem, kept, RECOMPUTE))
+            seeds.append(keep_only(problem, kept, TRANSIENT))
     return seeds
 
 
 def _kind(problem: Problem, storage: int) -> str:
     return op_work(problem.graph, problem.graph.ops[problem.replays[storage].op]).kind
-
-
-def _repair(
-    problem: Problem, start: Solution, limit_bytes: int, effort: Effort, fixed: frozenset[int] = frozenset()
-) -> Solution:
-    """Drops storages until the peak fits or nothing at the peak can be dropped any more."""
-    now = smallest = start
-    stuck = 0
-    while now.peak_bytes > limit_bytes and not effort.spent:
-        moves = _moves_at_peak(problem, now, limit_bytes, fixed)
-        if not moves:
-            break
-        after = effort.evaluate(problem, {**now.decisions, **moves})
-        if after.peak_bytes < smallest.peak_bytes:
-            smallest, stuck = after, 0
-        else:
-            stuck += 1
-            if stuck > 8:
-                break
-        now = after
-    if now.peak_bytes > limit_bytes:
-        now = _shrink(problem, smallest, limit_bytes, effort, fixed)
-    return now
-
-
-def _moves_at_peak(problem: Problem, now: Solution, limit_bytes: int, fixed: frozenset[int]) -> Decisions:
-    """Storages alive at the peak for a later use, best bytes per second of replay first, up to the deficit."""
-    schedule, nbytes = now.schedule, problem.nbytes
-    at = schedule.peak_at
-    busy = {*schedule.steps[at].reads, *schedule.steps[at].births}
-    memo: dict[int, float] = {}
-    options: list[tuple[float, int, Decision]] = []
-    for instance, storage in enumerate(schedule.storage_of):
-        if not schedule.born[instance] <= at <= schedule.last[instance] or storage in fixed:
-            continue
-        decision = now.decisions.get(storage, Decision.KEEP)
-        if storage not in problem.replays or storage not in problem.uses or decision is Decision.TRANSIENT:
-            continue
-        if instance in busy and schedule.last[instance] == at:
-            continue  # dropping it would not help: this very call needs it
-        seconds = _chain_seconds(problem, storage, now.decisions, memo)
-        options.append((nbytes[storage] / max(seconds, 1e-9), storage, Decision.TRANSIENT))
-    options.sort(key=lambda option: (-option[0], option[1]))
-    deficit, chosen = now.peak_bytes - limit_bytes, {}
-    for _, storage, decision in options:
-        chosen[storage] = decision
-        deficit -= nbytes[storage]
-        if deficit <= 0 or len(chosen) >= 1 + len(options) // 3:
-            break
-    return chosen
-
-
-def _chain_seconds(problem: Problem, storage: int, decisions: Decisions, memo: dict[int, float]) -> float:
-    """Seconds to make a storage again from what is kept, each part of the chain counted once per reader."""
-    if storage in memo:
-        return memo[storage]
-    order, stack, seen = [], [storage], set()
-    while stack:
-        top = stack.pop()
-        if top in seen:
-            continue
-        seen.add(top)
-        order.append(top)
-        for source in problem.replays[top].reads:
-            dropped = decisions.get(source) or source not in problem.uses
-            if dropped and source in problem.replays and source not in memo:
-                stack.append(source)
-    total = sum(problem.replays[s].seconds for s in order)
-    memo[storage] = total
-    return total
-
-
-def _shrink(problem: Problem, start: Solution, limit_bytes: int, effort: Effort, fixed: frozenset[int]) -> Solution:
-    """Tries the other two decisions of each storage alive at the peak, one at a time, while the peak falls."""
-    now, improved = start, True
-    while improved and now.peak_bytes > limit_bytes and not effort.spent:
-        improved = False
-        schedule, at = now.schedule, now.schedule.peak_at
-        alive = {s for i, s in enumerate(schedule.storage_of) if schedule.born[i] <= at <= schedule.last[i]}
-        sources = {q for s in alive if s in problem.replays for q in problem.replays[s].reads}
-        for storage in sorted((alive | sources) - fixed):
-            if storage not in problem.replays or storage not in problem.uses:
-                continue
-            current = now.decisions.get(storage, Decision.KEEP)
-            for decision in Decision:
-                if decision is current or effort.spent:
-                    continue
-                after = effort.evaluate(problem, {**now.decisions, storage: decision})
-                if after.peak_bytes < now.peak_bytes:
-                    now, improved = after, True
-                    break
-            if improved:
-                break
-    return now
-
-
-def _prune(
-    problem: Problem, start: Solution, limit_bytes: int, effort: Effort, fixed: frozenset[int] = frozenset()
-) -> Solution:
-    """Keeps again, dearest first, whatever still fits; else lets it stay once it has been made again."""
-    now = start
-    memo: dict[int, float] = {}
-    dearest = sorted(now.decisions, key=lambda s: (-_chain_seconds(problem, s, now.decisions, memo), s))
-    for storage in dearest:
-        for milder in (Decision.KEEP, Decision.RECOMPUTE):
-            if effort.spent or milder >= now.decisions.get(storage, Decision.KEEP):
-                break
-            after = effort.evaluate(problem, {**now.decisions, storage: milder})
-            if after.peak_bytes <= limit_bytes and after.extra_seconds <= now.extra_seconds:
-                now = after
-                break
-    return now
-
-
-def _search(problem: Problem, start: Solution, limit_bytes: int, effort: Effort) -> Solution:
-    """Forces one dear storage at a time to stay and rebuilds the rest round it."""
-    best = start
-    memo: dict[int, float] = {}
-    dearest = sorted(best.decisions, key=lambda s: (-_chain_seconds(problem, s, best.decisions, memo), s))
-    for storage in dearest[:_SEARCH_TRIES]:
-        if effort.spent:
-            break
-        fixed = frozenset({storage})
-        forced = effort.evaluate(problem, {**best.decisions, storage: Decision.KEEP})
-        found = _repair(problem, forced, limit_bytes, effort, fixed)
-        if found.peak_bytes <= limit_bytes:
-            found = _prune(problem, found, limit_bytes, effort)
-            if found.extra_seconds < best.extra_seconds:
-                best = found
-    return best

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from fedhybrid.planner.problem import Problem
-from fedhybrid.planner.schedule import Decision
+from fedhybrid.planner.problem import RECOMPUTE, Problem
 from fedhybrid.planner.solvers.base import Decisions, Effort, Solution
 
 __all__ = ["block_inputs", "checkpoint_blocks", "keep_all", "keep_only", "recompute_all"]
@@ -11,23 +10,23 @@ __all__ = ["block_inputs", "checkpoint_blocks", "keep_all", "keep_only", "recomp
 
 def keep_all(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
     """Keeps everything: the captured program as it is."""
-    return effort.evaluate(problem, {})
+    return Solution.of(problem, {})
 
 
 def recompute_all(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
     """Drops everything that can be made again and keeps each replayed value until its last use."""
-    return effort.evaluate(problem, dict.fromkeys(problem.candidates, Decision.RECOMPUTE))
+    return Solution.of(problem, keep_only(problem, [], RECOMPUTE))
 
 
 def checkpoint_blocks(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
     """Keeps only block inputs, as `torch.utils.checkpoint` round every block would."""
-    return effort.evaluate(problem, keep_only(problem, block_inputs(problem), Decision.RECOMPUTE))
+    return Solution.of(problem, keep_only(problem, block_inputs(problem), RECOMPUTE))
 
 
-def keep_only(problem: Problem, kept: list[int], otherwise: Decision) -> Decisions:
-    """Decisions that keep `kept` and give every other candidate `otherwise`."""
+def keep_only(problem: Problem, kept: list[int], otherwise: int) -> Decisions:
+    """Decisions that keep `kept` and give every other candidate that can be made again `otherwise`."""
     staying = set(kept)
-    return {s: otherwise for s in problem.candidates if s not in staying}
+    return {s: otherwise for s in problem.candidates if s not in staying and s in problem.replays}
 
 
 def block_inputs(problem: Problem) -> list[int]:
