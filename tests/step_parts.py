@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import fedhybrid as fh
 from fedhybrid.executor.optimizer import torch_twin
+from fedhybrid.graph import call_loss
 from fedhybrid.models import build_model
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -41,21 +42,44 @@ def image_batch(batch: int = 4, side: int = 16, seed: int = 0) -> tuple[Tensor, 
 
 
 def eager_training(
-    model: nn.Module, loss_fn: Callable[..., Tensor], batches: list[Any], optimizer: Any
+    model: nn.Module,
+    loss_fn: Callable[..., Tensor],
+    batches: list[Any],
+    optimizer: Any,
+    *,
+    clip_norm: float | None = None,
+    micro_batches: int = 1,
 ) -> tuple[nn.Module, torch.optim.Optimizer, list[Tensor]]:
-    """A copy of `model` after plain training on `batches`, with torch's generator seeded to 0 at the start."""
+    """A copy of `model` after plain training on `batches`, with torch's generator seeded to 0 at the start.
+
+    `optimizer` is one of ours, or a function that makes a torch optimizer for the copy.
+    """
     model = copy.deepcopy(model)
-    twin = torch_twin(optimizer, model.parameters())
+    twin = optimizer(model) if not hasattr(optimizer, "lr") else torch_twin(optimizer, model.named_parameters())
     assert twin is not None
     losses = []
     torch.manual_seed(0)
     for batch in batches:
         twin.zero_grad(set_to_none=True)
-        loss = loss_fn(model, batch) if isinstance(batch, dict) else loss_fn(model(batch[0]), batch[1])
-        loss.backward()
+        total = None
+        for part in range(micro_batches):
+            loss, _ = call_loss(model, loss_fn, _part(batch, part, micro_batches))
+            loss = loss if micro_batches == 1 else loss / micro_batches
+            loss.backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
         twin.step()
-        losses.append(loss.detach())
+        losses.append(total)
     return model, twin, losses
+
+
+def _part(batch: Any, part: int, micro_batches: int) -> Any:
+    if micro_batches == 1:
+        return batch
+    if isinstance(batch, dict):
+        return {key: tensor.chunk(micro_batches)[part] for key, tensor in batch.items()}
+    return tuple(tensor.chunk(micro_batches)[part] for tensor in batch)
 
 
 def planned_training(step: fh.TrainStep, batches: list[Any]) -> list[Tensor]:
@@ -71,6 +95,9 @@ def assert_same_bits(step: fh.TrainStep, losses: list[Tensor], eager: tuple[Any,
     for name in expected:
         assert torch.equal(found[name], expected[name]), name
     for name, param in model.named_parameters():
+        if name in step.state.counts and not step.state.counts[name]:
+            assert not twin.state.get(param), f"{name} was never updated"
+            continue
         for key, tensor in step.optimizer_state.get(name, {}).items():
             assert torch.equal(tensor, twin.state[param][key]), (name, key)
 

@@ -16,7 +16,18 @@ if TYPE_CHECKING:
         InfeasibleBudgetError,
         PlanMismatchError,
     )
-    from fedhybrid.executor import SGD, Adam, AdamW, Measurement, TrainStep, compile_step, plan_step
+    from fedhybrid.executor import (
+        SGD,
+        Adam,
+        AdamW,
+        EagerModeWarning,
+        Measurement,
+        ParamGroup,
+        TrainStep,
+        compile_step,
+        no_decay,
+        plan_step,
+    )
     from fedhybrid.experiment import load_run, run
     from fedhybrid.planner import Plan
 
@@ -28,14 +39,17 @@ _HOMES = {
     "AdamW": "executor",
     "CaptureError": "errors",
     "ConfigError": "errors",
+    "EagerModeWarning": "executor",
     "FedHybridError": "errors",
     "InfeasibleBudgetError": "errors",
     "Measurement": "executor",
+    "ParamGroup": "executor",
     "Plan": "planner",
     "PlanMismatchError": "errors",
     "TrainStep": "executor",
     "compile_step": "executor",
     "load_run": "experiment",
+    "no_decay": "executor",
     "plan_step": "executor",
     "run": "experiment",
 }
@@ -46,14 +60,17 @@ __all__ = [
     "AdamW",
     "CaptureError",
     "ConfigError",
+    "EagerModeWarning",
     "FedHybridError",
     "InfeasibleBudgetError",
     "Measurement",
+    "ParamGroup",
     "Plan",
     "PlanMismatchError",
     "TrainStep",
     "compile_step",
     "load_run",
+    "no_decay",
     "plan_step",
     "run",
 ]

@@ -43,6 +43,20 @@ class Optimizer(Protocol):
         """Parameter-sized temporaries that torch.optim's for-loop implementation of this rule holds at once."""
         ...
 
+    @property
+    def eager_left_tensors(self) -> int:
+        """How many of those are still held while those of the next parameter are made."""
+        ...
+
+    def rule_for(self, name: str, shape: tuple[int, ...]) -> Optimizer:
+        """The rule of one parameter: with the options of its group, or this very optimizer where there are none.
+
+        Args:
+            name: The parameter's name in its model.
+            shape: Of the parameter.
+        """
+        ...
+
     def init_state(self, param: Tensor) -> dict[str, Tensor]:
         """Fresh state of one parameter."""
         ...
@@ -58,7 +72,7 @@ class Optimizer(Protocol):
             grad: Same shape as `param`.
             state: What `init_state` gave, as later calls left it.
             step: 1 at the first call for this parameter.
-            lr: The current learning rate.
+            lr: The current learning rate of this parameter (of its group).
             owned: True when nothing else reads the gradient's memory, so that it may be overwritten.
         """
         ...

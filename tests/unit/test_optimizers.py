@@ -21,16 +21,22 @@ adamw = st.builds(fh.AdamW, lr=lrs, betas=betas, eps=st.floats(1e-12, 1e-3), wei
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.one_of(sgd, plain, adam, adamw), st.booleans(), st.integers(0, 2**31))
-def test_same_bits_as_torch_optim(optimizer: Any, owned: bool, seed: int) -> None:
+@given(
+    st.one_of(sgd, plain, adam, adamw),
+    st.booleans(),
+    st.integers(0, 2**31),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+)
+def test_same_bits_as_torch_optim(optimizer: Any, owned: bool, seed: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(7, 13, generator=generator)
+    start = torch.randn(7, 13, generator=generator).to(dtype)
     ours, theirs = start.clone(), torch.nn.Parameter(start.clone())
     twin = torch_twin(optimizer, [theirs])
     assert twin is not None
     state = optimizer.init_state(ours)
     for step in range(1, 6):
         grad = torch.randn(7, 13, generator=generator) * (10.0 ** float(torch.randint(-4, 3, (), generator=generator)))
+        grad = grad.to(dtype)
         theirs.grad = grad.clone()
         twin.step()
         given_grad = grad.clone()

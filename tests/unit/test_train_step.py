@@ -73,7 +73,7 @@ def test_what_is_no_plan_at_all(text: str) -> None:
 def test_a_plan_that_names_what_cannot_be_made_again(prepared: PreparedStep) -> None:
     raw = json.loads(prepared.plan("50%").to_json())
     raw["decisions"][0]["storage"] = 10**6
-    with pytest.raises(fh.ConfigError, match="cannot make again"):
+    with pytest.raises(fh.ConfigError, match="cannot do"):
         TrainStep(prepared, fh.Plan.from_json(json.dumps(raw)))
 
 
@@ -198,7 +198,8 @@ def test_resetting_the_optimizer_starts_afresh(model: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"actions": ("encode",)}, "unknown action 'encode'"),
+        ({"actions": ("encod",)}, "unknown action 'encod'"),
+        ({"actions": ("encode",)}, "needs a max_gradient_error above 0"),
         ({"solver": "gready"}, "Did you mean 'greedy'"),
         ({"max_gradient_error": -0.1}, "max_gradient_error"),
         ({"budget": "-5 MiB"}, "byte budget"),

@@ -13,12 +13,17 @@ from typing import Any
 
 from torch import Tensor
 
+from fedhybrid.executor.offload import OffloadFile, slot_bytes
 from fedhybrid.graph import Op, Ref, Role, StepGraph, overload
-from fedhybrid.planner import Kind, Problem, Schedule, Step, Update, replay_form
+from fedhybrid.planner import Kind, Pack, Problem, Schedule, Step, Update, replay_form
 from fedhybrid.planner.inplace import IN_PLACE_FORMS, in_place_arguments, split_targets
+from fedhybrid.planner.packs import OFFLOAD, codec_of
 from fedhybrid.planner.splits import SPLITS
 
 __all__ = ["Program", "lower"]
+
+# Calls before its use at which an offloaded tensor is asked for.
+_READ_AHEAD = 4
 
 StepFunction = Callable[
     [list[Tensor], list[Tensor], list[Tensor], Callable[[int, Tensor], None], Callable[[list[Tensor]], None]],
@@ -53,6 +58,7 @@ class _Lowering:
         self.producer = {v: op for op in self.graph.ops for v in op.outputs if v is not None}
         self.instance_of: dict[int, int] = {}  # storage -> instance that the step at hand reads
         self.value_name: dict[tuple[int, int], str] = {}  # (value, instance) -> variable; instance -1: resident
+        self.packed: dict[int, str] = {}  # instance of packed bytes -> its variable
         self.clipped = False
         self.alive: dict[int, list[str]] = {}  # instance -> its variables
         self.dying: dict[int, list[int]] = {}
@@ -61,12 +67,18 @@ class _Lowering:
 
     def program(self) -> Program:
         self._name_inputs()
+        self._open_file()
         for position, step in enumerate(self.schedule.steps):
+            self.lines += self.asked.get(position, ())
             self.instance_of = {self.schedule.storage_of[i]: i for i in step.reads}
             if step.kind is Kind.UPDATE:
                 self._clip()
                 grad = self._value(self.updates[step.call].grad)
                 self.lines.append(f"update({step.call}, {grad})")
+            elif step.kind is Kind.ENCODE:
+                self._encode(step)
+            elif step.kind is Kind.DECODE:
+                self._decode(step)
             else:
                 self._call(step)
             self._delete(position)
@@ -124,6 +136,61 @@ class _Lowering:
         self.value_name[value, instance] = name
         if instance >= 0:
             self.alive.setdefault(instance, []).append(name)
+        return name
+
+    def _encode(self, step: Step) -> None:
+        """Packs a storage; its whole memory is one tensor, whatever views of it exist."""
+        pack = self.problem.packs[step.call]
+        if pack.codec == OFFLOAD:
+            self.lines.append(f"file.write({self.slots[pack.stored]}, {self._value(self._whole(pack.storage))})")
+            return
+        name = f"p{pack.stored}_{step.births[0]}"
+        self.alive[step.births[0]] = [name]
+        self.packed[step.births[0]] = name
+        self.lines.append(f"{name} = {self._codec(pack)}.encode({self._value(self._whole(pack.storage))})")
+
+    def _decode(self, step: Step) -> None:
+        pack = self.problem.packs[step.call]
+        whole = self.graph.values[self._whole(pack.storage)]
+        layout = f"{whole.shape}, {whole.stride}, {self._literal(whole.dtype)}"
+        name = self._new_name(whole.index, step.births[0])
+        if pack.codec == OFFLOAD:
+            made = f"file.read({self.slots[pack.stored]}, {whole.nbytes}, {layout})"
+        else:
+            made = f"{self._codec(pack)}.decode({self.packed[step.reads[0]]}, {layout})"
+        self.lines.append(f"{name} = {made}")
+        for value in self.graph.values:  # what was written in place has several names for the same tensor
+            same = (value.shape, value.stride, value.offset) == (whole.shape, whole.stride, whole.offset)
+            if value.storage == pack.storage and same and not self.producer[value.index].is_view:
+                self.value_name[value.index, step.births[0]] = name
+
+    def _open_file(self) -> None:
+        """Makes room on disk for what the plan puts there, and asks for each slot a little before it is read."""
+        self.slots: dict[int, int] = {}
+        self.asked: dict[int, list[str]] = {}
+        end = 0
+        for position, step in enumerate(self.schedule.steps):
+            if step.kind not in (Kind.ENCODE, Kind.DECODE) or self.problem.packs[step.call].codec != OFFLOAD:
+                continue
+            pack = self.problem.packs[step.call]
+            nbytes = self.problem.nbytes[pack.storage]
+            if step.kind is Kind.ENCODE:
+                self.slots[pack.stored] = end
+                end += slot_bytes(nbytes)
+            else:
+                ahead = max(self.schedule.backward_at, position - _READ_AHEAD)
+                self.asked.setdefault(ahead, []).append(f"file.prefetch({self.slots[pack.stored]}, {nbytes})")
+        if end:
+            self.names["file"] = OffloadFile(None, end)
+
+    def _whole(self, storage: int) -> int:
+        """The storage's first value, which fills it (`planner.packs` takes no others)."""
+        return next(v.index for v in self.graph.values if v.storage == storage and v.base is None)
+
+    def _codec(self, pack: Pack) -> str:
+        name = f"codec{pack.stored}"
+        if name not in self.names:
+            self.names[name] = codec_of(self.problem, pack)
         return name
 
     def _call(self, step: Step) -> None:

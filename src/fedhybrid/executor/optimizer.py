@@ -2,23 +2,27 @@
 
 The step applies them to one parameter at a time, right after its gradient is ready. Where the gradient's memory is
 free afterwards (`owned`), it serves as scratch, so that an update needs no memory of its own; the order of roundings
-is that of torch.optim in either case.
+is that of torch.optim in either case. All take `groups` (see `ParamGroup`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor
 
 from fedhybrid.errors import ConfigError
+from fedhybrid.executor.groups import ParamGroup, assign_groups, group_of
 from fedhybrid.protocols import Optimizer
 
-__all__ = ["SGD", "Adam", "AdamW", "torch_twin"]
+__all__ = ["SGD", "Adam", "AdamW", "groups_of", "torch_twin"]
+
+Rule = TypeVar("Rule", "SGD", "Adam", "AdamW")
 
 
 @final
@@ -36,11 +40,13 @@ class SGD:
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
+    groups: tuple[ParamGroup, ...] = ()
 
     def __post_init__(self) -> None:
         problems = _negative(self, ("lr", "momentum", "weight_decay"))
         if self.nesterov and self.momentum == 0:
             problems.append("nesterov=True needs a momentum above 0")
+        problems += _group_problems(self, ("lr", "momentum", "nesterov", "weight_decay"))
         if problems:
             raise ConfigError(problems)
 
@@ -54,6 +60,15 @@ class SGD:
         """Parameter-sized temporaries that torch.optim holds at once."""
         return int(self.weight_decay != 0) + int(self.nesterov)
 
+    @property
+    def eager_left_tensors(self) -> int:
+        """None."""
+        return 0
+
+    def rule_for(self, name: str, shape: tuple[int, ...]) -> SGD:
+        """See `protocols.Optimizer.rule_for`."""
+        return _rule_for(self, name, tuple(shape)) if self.groups else self
+
     def init_state(self, param: Tensor) -> dict[str, Tensor]:
         """A zero momentum buffer."""
         return {name: torch.zeros_like(param) for name in self.state_names}
@@ -62,6 +77,10 @@ class SGD:
         self, name: str, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], *, step: int, lr: float, owned: bool
     ) -> None:
         """See `protocols.Optimizer.update`."""
+        if self.groups:
+            rule = self.rule_for(name, tuple(param.shape))
+            rule.update(name, param, grad, state, step=step, lr=lr, owned=owned)
+            return
         if self.weight_decay != 0:
             grad = grad.add_(param, alpha=self.weight_decay) if owned else grad.add(param, alpha=self.weight_decay)
             owned = True
@@ -93,6 +112,7 @@ class Adam:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    groups: tuple[ParamGroup, ...] = ()
 
     def __post_init__(self) -> None:
         _check_adam(self)
@@ -107,6 +127,15 @@ class Adam:
         """Parameter-sized temporaries that torch.optim holds at once."""
         return 2 + int(self.weight_decay != 0)
 
+    @property
+    def eager_left_tensors(self) -> int:
+        """The denominator."""
+        return 1
+
+    def rule_for(self, name: str, shape: tuple[int, ...]) -> Adam:
+        """See `protocols.Optimizer.rule_for`."""
+        return _rule_for(self, name, tuple(shape)) if self.groups else self
+
     def init_state(self, param: Tensor) -> dict[str, Tensor]:
         """Two zero tensors."""
         return {name: torch.zeros_like(param) for name in self.state_names}
@@ -115,6 +144,10 @@ class Adam:
         self, name: str, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], *, step: int, lr: float, owned: bool
     ) -> None:
         """See `protocols.Optimizer.update`."""
+        if self.groups:
+            rule = self.rule_for(name, tuple(param.shape))
+            rule.update(name, param, grad, state, step=step, lr=lr, owned=owned)
+            return
         if self.weight_decay != 0:
             grad = grad.add_(param, alpha=self.weight_decay) if owned else grad.add(param, alpha=self.weight_decay)
             owned = True
@@ -137,6 +170,7 @@ class AdamW:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 1e-2
+    groups: tuple[ParamGroup, ...] = ()
 
     def __post_init__(self) -> None:
         _check_adam(self)
@@ -151,6 +185,15 @@ class AdamW:
         """Parameter-sized temporaries that torch.optim holds at once."""
         return 2
 
+    @property
+    def eager_left_tensors(self) -> int:
+        """The denominator."""
+        return 1
+
+    def rule_for(self, name: str, shape: tuple[int, ...]) -> AdamW:
+        """See `protocols.Optimizer.rule_for`."""
+        return _rule_for(self, name, tuple(shape)) if self.groups else self
+
     def init_state(self, param: Tensor) -> dict[str, Tensor]:
         """Two zero tensors."""
         return {name: torch.zeros_like(param) for name in self.state_names}
@@ -159,6 +202,10 @@ class AdamW:
         self, name: str, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], *, step: int, lr: float, owned: bool
     ) -> None:
         """See `protocols.Optimizer.update`."""
+        if self.groups:
+            rule = self.rule_for(name, tuple(param.shape))
+            rule.update(name, param, grad, state, step=step, lr=lr, owned=owned)
+            return
         if self.weight_decay != 0:
             param.mul_(1 - lr * self.weight_decay)
         _adam_step(param, grad, state, betas=self.betas, eps=self.eps, step=step, lr=lr, owned=owned)
@@ -186,19 +233,80 @@ def _adam_step(
     param.addcdiv_(first, denominator, value=-step_size)
 
 
-def torch_twin(optimizer: Optimizer, params: Iterable[Tensor]) -> torch.optim.Optimizer | None:
-    """The torch.optim optimizer over `params` that takes the same steps, or None where torch has none."""
-    o, params = optimizer, list(params)
-    match o:
+@lru_cache(maxsize=4096)
+def _rule_for(optimizer: Rule, name: str, shape: tuple[int, ...]) -> Rule:
+    number = group_of(optimizer.groups, name, shape)
+    return replace(optimizer, groups=(), **(optimizer.groups[number].options if number >= 0 else {}))
+
+
+def _group_problems(optimizer: SGD | Adam | AdamW, known: tuple[str, ...]) -> list[str]:
+    """What is wrong with the groups of an optimizer whose own options are good."""
+    groups: object = optimizer.groups
+    if not isinstance(groups, tuple) or not all(isinstance(group, ParamGroup) for group in groups):
+        return [f"groups must be a tuple of fh.ParamGroup, got {groups!r}"]
+    problems = []
+    for number, group in enumerate(optimizer.groups):
+        kind = type(optimizer).__name__
+        strange = [name for name in group.options if name not in known]
+        problems += [f"groups[{number}]: {kind} has no option {name!r}; it has {', '.join(known)}" for name in strange]
+        if "lr" in group.options and optimizer.lr == 0:
+            problems.append(f"groups[{number}]: its lr is scaled with the optimizer's, which must then be above 0")
+        if strange:
+            continue
+        try:
+            rule = replace(optimizer, groups=(), **group.options)
+        except ConfigError as error:
+            problems += [f"groups[{number}]: {problem}" for problem in error.problems]
+            continue
+        if rule.state_names != optimizer.state_names:
+            problems.append(f"groups[{number}]: momentum must be 0 in all groups or above 0 in all groups")
+    return problems
+
+
+def groups_of(optimizer: Optimizer) -> tuple[ParamGroup, ...]:
+    """The parameter groups of an optimizer; a rule round another one has those of the inner one."""
+    base = getattr(optimizer, "base", None)
+    if isinstance(base, Optimizer):
+        return groups_of(base)
+    groups = getattr(optimizer, "groups", ())
+    return groups if isinstance(groups, tuple) else ()
+
+
+def torch_twin(
+    optimizer: Optimizer, params: Iterable[Tensor] | Iterable[tuple[str, Tensor]]
+) -> torch.optim.Optimizer | None:
+    """The torch.optim optimizer over `params` that takes the same steps, or None where torch has none.
+
+    Args:
+        optimizer: Ours.
+        params: As torch.optim takes them: tensors or, as parameter groups need it, pairs of name and tensor.
+    """
+    pairs = (given if isinstance(given, tuple) else (str(i), given) for i, given in enumerate(params))
+    named: dict[str, Tensor] = dict(pairs)
+    shapes = {name: tuple(param.shape) for name, param in named.items()}
+    groups: list[dict[str, Any]] = [
+        {"params": [named[name] for name in names], **_options(optimizer.rule_for(names[0], shapes[names[0]]))}
+        for _, names in assign_groups(groups_of(optimizer), shapes)
+    ]
+    match optimizer:
         case SGD():
-            return torch.optim.SGD(
-                params, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, weight_decay=o.weight_decay
-            )
+            return torch.optim.SGD(groups, lr=optimizer.lr)
         case Adam():
-            return torch.optim.Adam(params, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
+            return torch.optim.Adam(groups, lr=optimizer.lr)
         case AdamW():
-            return torch.optim.AdamW(params, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
+            return torch.optim.AdamW(groups, lr=optimizer.lr)
     return None
+
+
+def _options(rule: Optimizer) -> dict[str, Any]:
+    match rule:
+        case SGD():
+            names = ["lr", "momentum", "nesterov", "weight_decay"]
+        case Adam() | AdamW():
+            names = ["lr", "betas", "eps", "weight_decay"]
+        case _:
+            names = ["lr"]
+    return {name: getattr(rule, name) for name in names}
 
 
 def _negative(optimizer: object, names: tuple[str, ...]) -> list[str]:
@@ -214,5 +322,6 @@ def _check_adam(optimizer: Adam | AdamW) -> None:
         problems.append(f"betas must be a pair of numbers, got {betas!r}")
     else:
         problems += [f"betas must lie in [0, 1), got {beta}" for beta in betas if not 0 <= beta < 1]
+    problems += _group_problems(optimizer, ("lr", "betas", "eps", "weight_decay"))
     if problems:
         raise ConfigError(problems)

@@ -1,232 +1,28 @@
-"""A captured and profiled step, ready to be planned for any budget and compiled for any plan."""
+"""Captures and profiles a step, and says what no step can be made of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from fedhybrid.errors import ConfigError, InfeasibleBudgetError
-from fedhybrid.graph import BatchSpec, StepGraph, capture_step, fingerprint, rewrite
+from fedhybrid.errors import ConfigError
+from fedhybrid.executor.clip import check_clip_norm, norm_scratch
+from fedhybrid.executor.closing import closing_costs
+from fedhybrid.executor.forms import update_form
+from fedhybrid.executor.groups import assign_groups
+from fedhybrid.executor.micro import check_micro_batches, first_part, joined_shape, scaled_loss
+from fedhybrid.executor.optimizer import groups_of
+from fedhybrid.executor.prepared import PreparedStep
+from fedhybrid.graph import batch_tensors, capture_step, fingerprint, rewrite
+from fedhybrid.graph.guard import check_trainable
 from fedhybrid.opwork import OpWork
-from fedhybrid.planner import (
-    SOLVERS,
-    CostTable,
-    Effort,
-    Plan,
-    Problem,
-    Solution,
-    Update,
-    build_schedule,
-    describe_peak,
-    eager_timeline,
-    make_plan,
-    make_problem,
-    profile_step,
-    updates_of,
-)
+from fedhybrid.planner import CostTable, profile_step, updates_of
 from fedhybrid.protocols import Optimizer
-from fedhybrid.registry import nearest_hint
-from fedhybrid.units import Budget, parse_budget
 
-__all__ = ["ACTIONS", "PlanOptions", "PreparedStep", "prepare_step"]
-
-ACTIONS = ("recompute", "split")
-_AUTO = "milp"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanOptions:
-    """How to plan; see `PreparedStep.plan`.
-
-    Raises:
-        ConfigError: An option that is none; all of them at once.
-    """
-
-    actions: Sequence[str] = ACTIONS
-    solver: str = "auto"
-    max_gradient_error: float = 0.0
-    time_limit_s: float | None = None
-
-    def __post_init__(self) -> None:
-        problems = []
-        if isinstance(self.actions, str) or not isinstance(self.actions, Sequence):
-            problems.append(f"actions must be a sequence of names, such as {ACTIONS}, got {self.actions!r}")
-        else:
-            known = ", ".join(ACTIONS)
-            problems += [f"unknown action {a!r}; known: {known}" for a in self.actions if a not in ACTIONS]
-        if self.solver != "auto" and self.solver not in SOLVERS:
-            hint = nearest_hint(self.solver, SOLVERS)
-            problems.append(f"unknown solver {self.solver!r}.{hint} Known: auto, {', '.join(sorted(SOLVERS))}.")
-        if not 0 <= self.max_gradient_error < 1:
-            problems.append(f"max_gradient_error must lie in [0, 1), got {self.max_gradient_error}")
-        if self.time_limit_s is not None and not self.time_limit_s > 0:
-            problems.append(f"time_limit_s must be positive or None, got {self.time_limit_s}")
-        if problems:
-            raise ConfigError(problems)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreparedStep:
-    """One model, loss, batch shape and optimizer: captured once, planned and compiled as often as wanted.
-
-    Attributes:
-        fingerprint: Of the graph; plans carry it.
-        example: The batch that it was captured with (used by `TrainStep.measure`, never copied).
-    """
-
-    model: nn.Module
-    loss_fn: Callable[..., Any]
-    optimizer: Optimizer
-    example: Any
-    spec: BatchSpec
-    raw: StepGraph
-    graph: StepGraph
-    updates: list[Update]
-    costs: CostTable
-    fingerprint: str
-    threads: int
-
-    @cached_property
-    def problem(self) -> Problem:
-        """The step as the solvers see it."""
-        timeline = eager_timeline(self.raw, self.costs, self.optimizer)
-        return make_problem(
-            self.graph, self.costs, self.optimizer, eager_timeline=timeline, eager_backward_at=self.raw.backward_at
-        )
-
-    @property
-    def resident_bytes(self) -> int:
-        """Parameters, buffers, optimizer state and batch (R)."""
-        return self.problem.resident_bytes
-
-    @property
-    def eager_peak_bytes(self) -> int:
-        """Peak of the step in PyTorch eager, resident bytes included (R + A). Computed, never run."""
-        return self.problem.resident_bytes + self.problem.eager_peak_bytes
-
-    @cached_property
-    def keep_all_peak_bytes(self) -> int:
-        """Peak of the captured program without any decision, resident bytes included."""
-        return self.problem.resident_bytes + build_schedule(self.problem, {}).peak_bytes
-
-    @property
-    def kernel_s(self) -> float:
-        """Sum over the distinct operators of their seconds."""
-        return self.costs.kernel_s
-
-    def priced(self, op_seconds: Callable[[OpWork], float]) -> PreparedStep:
-        """The same step on another device: seconds by `op_seconds`, bytes as measured here."""
-        return replace(self, costs=self.costs.priced(op_seconds))
-
-    def keep_all(self) -> Plan:
-        """The plan that decides nothing."""
-        effort = Effort()
-        return self._plan(SOLVERS["keep-all"](self.problem, 0, effort), None, "keep-all")
-
-    def smallest(self, *, actions: Sequence[str] = ACTIONS) -> Plan:
-        """The plan of the smallest peak that the default solver finds with these actions."""
-        return self._plan(self._smallest(tuple(actions)), None, _AUTO)
-
-    def plan(
-        self,
-        budget: str | int | Budget,
-        *,
-        actions: Sequence[str] = ACTIONS,
-        solver: str = "auto",
-        max_gradient_error: float = 0.0,
-        time_limit_s: float | None = None,
-    ) -> Plan:
-        """The cheapest plan found whose peak is within the budget.
-
-        Args:
-            budget: Bytes, "96 MiB", or "40%" (R + 0.4 A).
-            actions: What the plan may do; an empty sequence allows nothing but the captured program.
-            solver: A name of `SOLVERS`, or "auto".
-            max_gradient_error: Cap on the relative L2 error of the gradient; all actions here are loss-free.
-            time_limit_s: Wall-clock limit; without one the effort is bounded by work alone and so reproducible.
-
-        Raises:
-            InfeasibleBudgetError: No plan found fits; says how much is needed and which operator blocks.
-            ConfigError: An unknown action or solver, a budget that is none.
-        """
-        PlanOptions(actions=actions, solver=solver, max_gradient_error=max_gradient_error, time_limit_s=time_limit_s)
-        limit = parse_budget(budget).resolve_bytes(
-            resident_bytes=self.resident_bytes, eager_peak_bytes=self.eager_peak_bytes
-        )
-        name = "keep-all" if not actions else _AUTO if solver == "auto" else solver
-        solve = SOLVERS[name]
-        room = limit - self.resident_bytes
-        effort = _effort(actions, time_limit_s=time_limit_s)
-        found = solve(self.problem, room, effort)
-        if found.peak_bytes > room:
-            smallest = found if not actions or effort.spent else min(found, self._smallest(tuple(actions)), key=_peak)
-            if solver == "auto":
-                found = smallest
-            if found.peak_bytes > room:
-                raise InfeasibleBudgetError(
-                    needed_bytes=self.resident_bytes + smallest.peak_bytes,
-                    budget_bytes=limit,
-                    blocker=describe_peak(self.problem, smallest),
-                )
-        return self._plan(found, limit, name)
-
-    def confirmed(self, plan: Plan, here: Solution) -> Plan:
-        """The plan with this machine's figures; they differ where operators need other scratch memory.
-
-        Args:
-            plan: Made here or elsewhere.
-            here: Its decisions, scheduled on this machine's problem.
-
-        Raises:
-            InfeasibleBudgetError: Here the plan's peak is above the budget that it was made for.
-        """
-        if self.resident_bytes + here.peak_bytes == plan.peak_bytes:
-            return plan
-        plan = make_plan(
-            self.problem,
-            here,
-            fingerprint=plan.fingerprint,
-            budget_bytes=plan.budget_bytes,
-            solver=plan.solver,
-            threads=self.threads,
-        )
-        if plan.budget_bytes is not None and plan.peak_bytes > plan.budget_bytes:
-            raise InfeasibleBudgetError(
-                needed_bytes=plan.peak_bytes, budget_bytes=plan.budget_bytes, blocker=plan.peak_op
-            )
-        return plan
-
-    def _smallest(self, actions: tuple[str, ...]) -> Solution:
-        if actions not in self._floors:
-            self._floors[actions] = SOLVERS[_AUTO](self.problem, 0, _effort(actions))
-        return self._floors[actions]
-
-    @cached_property
-    def _floors(self) -> dict[tuple[str, ...], Solution]:
-        return {}
-
-    def _plan(self, found: Solution, budget_bytes: int | None, solver: str) -> Plan:
-        return make_plan(
-            self.problem,
-            found,
-            fingerprint=self.fingerprint,
-            budget_bytes=budget_bytes,
-            solver=solver,
-            threads=self.threads,
-        )
-
-
-def _effort(actions: Sequence[str], *, time_limit_s: float | None = None) -> Effort:
-    return Effort(time_limit_s=time_limit_s, recompute="recompute" in actions, split="split" in actions)
-
-
-def _peak(found: Solution) -> int:
-    return found.peak_bytes
+__all__ = ["check_setting", "for_batch", "prepare_step"]
 
 
 def prepare_step(
@@ -236,6 +32,9 @@ def prepare_step(
     optimizer: Optimizer,
     *,
     op_seconds: Callable[[OpWork], float] | None = None,
+    clip_norm: float | None = None,
+    micro_batches: int = 1,
+    known: CostTable | None = None,
 ) -> PreparedStep:
     """Captures a whole training step and profiles its operators one at a time on scratch tensors.
 
@@ -247,26 +46,39 @@ def prepare_step(
         batch: `(x, y)` or one dictionary of tensors; its shapes are the program's.
         optimizer: `SGD`, `Adam`, `AdamW` or another `protocols.Optimizer`.
         op_seconds: Prices operators on another device; without it they are timed here.
+        clip_norm: See `compile_step`.
+        micro_batches: See `compile_step`.
+        known: Costs that need not be profiled again.
 
     Raises:
         CaptureError: The model does not trace.
-        ConfigError: Batch or loss of another form; nothing to train.
+        ConfigError: Batch or loss of another form; nothing to train; an option that is none.
     """
     batch = tuple(batch) if isinstance(batch, list) else batch
-    if not isinstance(optimizer, Optimizer):
-        raise ConfigError(
-            f"optimizer must be fh.SGD, fh.Adam, fh.AdamW or another Optimizer, got {type(optimizer).__name__}"
-        )
-    elsewhere = {t.device.type for t in (*model.parameters(), *model.buffers())} - {"cpu"}
-    if elsewhere:
-        raise ConfigError(f"the model must be on the CPU in this version, found it on {', '.join(sorted(elsewhere))}")
-    raw, spec = capture_step(model, loss_fn, batch)
+    check_setting(model, optimizer, clip_norm, micro_batches)
+    _, spec = batch_tensors(batch)
+    if micro_batches > 1:
+        check_trainable(model, loss_fn)  # the captured function is not the user's own then
+        raw, _ = capture_step(model, scaled_loss(loss_fn, micro_batches), first_part(batch, micro_batches))
+    else:
+        raw, _ = capture_step(model, loss_fn, batch)
+    if micro_batches > 1 and raw.aux is not None:
+        joined_shape(raw.values[raw.aux].shape, micro_batches)
     graph = rewrite(raw)
     updates = updates_of(graph)
-    costs = profile_step(raw, graph, updates, optimizer, timed=op_seconds is None)
+    form = update_form(optimizer, clip_norm, micro_batches)
+    costs = profile_step(raw, graph, updates, form, timed=op_seconds is None, known=known)
+    norm_bytes = (0, 0)
+    if micro_batches > 1:
+        costs = closing_costs(raw, graph, updates, optimizer, costs, timed=op_seconds is None)
+    if clip_norm is not None:
+        norm_bytes = norm_scratch(graph, updates, micro_batches)
     raw, graph = costs.with_hidden_bytes(raw), costs.with_hidden_bytes(graph)
     if op_seconds is not None:
         costs = costs.priced(op_seconds)
+    kind = f"{type(optimizer).__name__}{optimizer.state_names}"
+    kind += "" if clip_norm is None else " clipped"
+    kind += "" if micro_batches == 1 else f" in {micro_batches} micro-batches"
     return PreparedStep(
         model=model,
         loss_fn=loss_fn,
@@ -277,6 +89,56 @@ def prepare_step(
         graph=graph,
         updates=updates,
         costs=costs,
-        fingerprint=fingerprint(graph, f"{type(optimizer).__name__}{optimizer.state_names}"),
+        fingerprint=fingerprint(graph, kind),
         threads=torch.get_num_threads(),
+        clip_norm=clip_norm,
+        micro_batches=micro_batches,
+        norm_bytes=norm_bytes,
+        op_seconds=op_seconds,
     )
+
+
+def for_batch(prepared: PreparedStep, batch: Any, known: CostTable) -> PreparedStep:
+    """The same step for batches of another shape; only calls that `known` does not hold are profiled.
+
+    Raises:
+        CaptureError: The step does not trace with this shape.
+        ConfigError: Other parameters get a gradient with this shape, or what `prepare_step` refuses.
+    """
+    other = prepare_step(
+        prepared.model,
+        prepared.loss_fn,
+        batch,
+        prepared.optimizer,
+        op_seconds=prepared.op_seconds,
+        clip_norm=prepared.clip_norm,
+        micro_batches=prepared.micro_batches,
+        known=known,
+    )
+    if other.trained != prepared.trained:
+        raise ConfigError("with a batch of this shape other parameters get a gradient; compile a step of its own")
+    return other
+
+
+def check_setting(model: nn.Module, optimizer: Optimizer, clip_norm: float | None, micro_batches: int) -> None:
+    """Refuses what no step can be made of.
+
+    Raises:
+        ConfigError: All that is wrong at once.
+    """
+    problems = check_clip_norm(clip_norm) + check_micro_batches(micro_batches)
+    given: object = optimizer
+    if not isinstance(given, Optimizer):
+        problems.append(
+            f"optimizer must be fh.SGD, fh.Adam, fh.AdamW or another Optimizer, got {type(optimizer).__name__}"
+        )
+    else:
+        try:
+            assign_groups(groups_of(optimizer), {name: tuple(p.shape) for name, p in model.named_parameters()})
+        except ConfigError as error:
+            problems += error.problems
+    elsewhere = {t.device.type for t in (*model.parameters(), *model.buffers())} - {"cpu"}
+    if elsewhere:
+        problems.append(f"the model must be on the CPU in this version, found it on {', '.join(sorted(elsewhere))}")
+    if problems:
+        raise ConfigError(problems)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from torch import Tensor
@@ -45,6 +45,15 @@ class Proximal:
     def eager_scratch_tensors(self) -> int:
         """The pulled gradient, beside what the base holds."""
         return 1 + self.base.eager_scratch_tensors
+
+    @property
+    def eager_left_tensors(self) -> int:
+        """None: torch.optim has no such rule, so eager PyTorch calls this one, which returns after each parameter."""
+        return 0
+
+    def rule_for(self, name: str, shape: tuple[int, ...]) -> Proximal:
+        """The same pull round the base's rule for the parameter."""
+        return replace(self, base=self.base.rule_for(name, shape))
 
     def init_state(self, param: Tensor) -> dict[str, Tensor]:
         """A copy of the parameter as it is now, and the base's fresh state."""

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedhybrid.errors import ConfigError, PlanMismatchError
-from fedhybrid.executor.bound import BoundModel
-from fedhybrid.executor.lower import Program, lower
+from fedhybrid.executor.bound import BoundModel, put_back
 from fedhybrid.executor.measure import Measurement, measure_step
-from fedhybrid.executor.optimizer import torch_twin
-from fedhybrid.executor.prepare import ACTIONS, PlanOptions, PreparedStep, prepare_step
-from fedhybrid.graph import allocator_events, peak_of
-from fedhybrid.planner import Plan, Solution, plan_decisions
-from fedhybrid.protocols import Optimizer
+from fedhybrid.executor.options import PlanOptions
+from fedhybrid.executor.prepared import PreparedStep
+from fedhybrid.executor.running import Preparation, Runner
+from fedhybrid.executor.shapes import OtherShapes
+from fedhybrid.executor.state import OptimizerState
+from fedhybrid.graph import allocator_events, batch_tensors, peak_of
+from fedhybrid.graph.guard import untouched
+from fedhybrid.planner import Plan
 from fedhybrid.units import Budget, parse_budget
 
-__all__ = ["TrainStep", "compile_step", "plan_step"]
+__all__ = ["TrainStep"]
 
-UpdateCall = Callable[[int, Tensor], None]
-Key = tuple[tuple[str, int, str], ...]
+Shapes = tuple[tuple[int, ...], ...]
 
 
 @final
@@ -35,22 +35,30 @@ class TrainStep:
     generator in eager's order, and returns the detached loss.
 
     Attributes:
-        prepared: The captured step behind it.
+        prepared: What the step was made of: captured, or for the eager mode.
+        state: The optimizer's tensors, counters and learning rates.
         aux: What the loss function returned beside the loss at the last call, or None.
     """
 
-    def __init__(self, prepared: PreparedStep, plan: Plan, *, planning: PlanOptions | None = None) -> None:
+    def __init__(
+        self,
+        prepared: Preparation,
+        plan: Plan,
+        *,
+        planning: PlanOptions | None = None,
+        other_shapes: str = "refuse",
+    ) -> None:
         self.prepared = prepared
         self.aux: Tensor | None = None
         self._planning = planning or PlanOptions()
-        self._bound = BoundModel(prepared.model, prepared.graph)
-        self._programs: dict[Key, tuple[Solution, Program]] = {}
+        self._bound = BoundModel(prepared.model, prepared.layouts)
+        self.state = OptimizerState(prepared.optimizer, self._bound, prepared.trained)
+        self._runners: dict[Any, Any] = {}
         self._ladder: list[Plan] = []
-        self._measured: dict[tuple[Key, int], int] = {}
-        self._lr = prepared.optimizer.lr
-        self._state: dict[str, dict[str, Tensor]] = {}
-        self._count = 0
-        self.reset_optimizer()
+        self._measured: dict[tuple[Any, int], int] = {}
+        self._others: OtherShapes | None = None
+        if other_shapes == "compile" and isinstance(prepared, PreparedStep):
+            self._others = OtherShapes(prepared, self._planning)
         self.use_plan(plan)
 
     def __call__(self, *batch: Any) -> Tensor:
@@ -58,21 +66,23 @@ class TrainStep:
 
         Raises:
             ConfigError: The batch's shapes or types are not those that the step was compiled for.
+            InfeasibleBudgetError: With `other_shapes="compile"`: no plan for this shape is within the budget.
         """
-        tensors = self.prepared.spec.flatten(batch[0] if len(batch) == 1 else batch)
+        given = batch[0] if len(batch) == 1 else batch
+        runner = self._runner_for(given)
         self._bound.refresh()
-        self._count += 1
+        counts = dict(self.state.counts)
         try:
-            loss, self.aux = self._run(tensors, self._update)
+            loss, self.aux = runner.run(self._bound, given, self.state.apply)
         except BaseException:
-            self._count -= 1
+            self.state.counts = counts
             raise
+        self.state.steps += 1
         return loss
 
-    def _run(self, tensors: list[Tensor], update: UpdateCall) -> tuple[Tensor, Tensor | None]:
-        with torch.no_grad():
-            loss, aux = self._program.run(self._bound.params, self._bound.buffers, tensors, update, _no_clip)
-        return loss, aux
+    def _runner_for(self, batch: Any) -> Runner:
+        other = self._others and self._others.runner_for(batch, self._plan.budget_bytes)
+        return other or self._runner
 
     @property
     def plan(self) -> Plan:
@@ -80,29 +90,36 @@ class TrainStep:
         return self._plan
 
     @property
+    def programs(self) -> dict[Shapes, Plan]:
+        """Every batch shape that has been compiled, as the shapes of the batch's tensors, with its plan."""
+        _, spec = batch_tensors(self.prepared.example)
+        others = {} if self._others is None else self._others.plans(self._plan.budget_bytes)
+        return {spec.shapes: self._plan, **others}
+
+    @property
     def mode(self) -> str:
-        """How the step runs: "program", as one captured program."""
-        return "program"
+        """How the step runs: "program", as one captured program, or "eager", as plain PyTorch."""
+        return self.prepared.mode
 
     @property
     def source(self) -> str:
         """The generated program as text."""
-        return self._program.source
+        return self._runner.source
 
     @property
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """State tensors by parameter name; the step's own, not a copy."""
-        return self._state
+        return self.state.tensors
 
     @property
     def lr(self) -> float:
-        """The learning rate in use."""
-        return self._lr
+        """The optimizer's learning rate now; `state.lrs` has that of each group."""
+        return self.state.lr
 
     @property
     def steps_done(self) -> int:
         """Steps since the optimizer's state was fresh."""
-        return self._count
+        return self.state.steps
 
     def use_plan(self, plan: Plan) -> None:
         """Switches to another plan of the same graph from the next step on; parameters and state stay.
@@ -118,23 +135,21 @@ class TrainStep:
             raise ConfigError(f"plan must be a fedhybrid.Plan (Plan.from_json reads one), got {type(plan).__name__}")
         if plan.fingerprint != self.prepared.fingerprint:
             raise PlanMismatchError(expected=self.prepared.fingerprint, found=plan.fingerprint)
-        found, program = self._compiled(plan)
-        self._plan, self._program = self.prepared.confirmed(plan, found), program
+        runner = self._compiled(plan)
+        self._plan = self.prepared.confirmed(plan, runner)
+        self._runner: Runner = runner
 
-    def _compiled(self, plan: Plan) -> tuple[Solution, Program]:
-        """The plan's schedule and program; made once, since a federation switches plans at every task."""
-        key = plan.key
-        if key not in self._programs:
-            problem = self.prepared.problem
-            found = Solution.of(problem, plan_decisions(problem, plan))
-            self._programs[key] = found, lower(problem, found.schedule, self.prepared.updates)
-        return self._programs[key]
+    def _compiled(self, plan: Plan) -> Any:
+        """The plan's runner; made once, since a federation switches plans at every task."""
+        if plan.key not in self._runners:
+            self._runners[plan.key] = self.prepared.compile(plan)
+        return self._runners[plan.key]
 
     def set_budget(self, budget: str | int | Budget) -> None:
         """Switches to another budget from the next step on; no new capture.
 
         Takes the fastest rung of the ladder that fits, at once, or plans anew with the options of `compile_step` where
-        none does.
+        none does. Other batch shapes are planned for the new budget when they come next.
 
         Raises:
             InfeasibleBudgetError: No plan fits; the step keeps its plan.
@@ -146,7 +161,7 @@ class TrainStep:
         if fitting:
             self.use_plan(min(fitting, key=lambda rung: (rung.extra_time_s, rung.peak_bytes)))
             return
-        self.use_plan(self.prepared.plan(budget, **vars(self._planning)))
+        self.use_plan(self.prepared.planned(budget, self._planning))
 
     def prepare_ladder(self, budgets: Sequence[str | int | Budget]) -> None:
         """Plans and compiles a program for each of several budgets, so that `set_budget` can switch at once.
@@ -154,87 +169,54 @@ class TrainStep:
         Raises:
             InfeasibleBudgetError: No plan fits one of them.
         """
-        ladder = [self.prepared.plan(budget, **vars(self._planning)) for budget in budgets]
+        ladder = [self.prepared.planned(budget, self._planning) for budget in budgets]
         for plan in ladder:
             self._compiled(plan)
         self._ladder = ladder
 
-    def set_lr(self, lr: float) -> None:
+    def set_lr(self, lr: float | Sequence[float]) -> None:
         """Changes the learning rate from the next step on.
+
+        Args:
+            lr: The optimizer's; groups with a learning rate of their own follow by the same factor. Or one for each of
+                `state_dict()["param_groups"]`.
 
         Raises:
             ConfigError: Negative.
         """
-        if not isinstance(lr, (int, float)) or not 0 <= lr < math.inf:
-            raise ConfigError(f"lr must not be negative and must be a finite number, got {lr!r}")
-        self._lr = lr
+        self.state.set_lr(lr)
 
     def reset_optimizer(self) -> None:
         """Fresh optimizer state, as after construction, from the parameters as they are now; the memory is reused."""
         self._bound.refresh()
-        for update in self.prepared.updates:
-            made = self.prepared.optimizer.init_state(self._bound.by_name[update.name])
-            old = self._state.get(update.name)
-            self._state[update.name] = made if old is None else {k: old[k].copy_(t) for k, t in made.items()}
-        self._count = 0
-
-    def _update(self, index: int, grad: Tensor) -> None:
-        update = self.prepared.updates[index]
-        name = update.name
-        self.prepared.optimizer.update(
-            name, self._bound.by_name[name], grad, self._state[name], step=self._count, lr=self._lr, owned=update.owned
-        )
+        self.state.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizer state in torch.optim's layout (for an optimizer over `model.parameters()`), copied."""
-        state: dict[int, dict[str, Tensor]] = {}
-        for index, name in enumerate(self.prepared.graph.params):
-            if name in self._state and self._count:
-                state[index] = {k: t.clone() for k, t in self._state[name].items()}
-                if "exp_avg" in state[index]:
-                    state[index]["step"] = torch.tensor(float(self._count))
-        params = self._bound.params
-        twin = torch_twin(self.prepared.optimizer, params)
-        group = twin.state_dict()["param_groups"][0] if twin else {"params": list(range(len(params)))}
-        return {"state": state, "param_groups": [{**group, "lr": self._lr}], "steps": self._count}
+        """Optimizer state in torch.optim's layout, copied.
+
+        It fits an optimizer over `model.parameters()`; with parameter groups, one whose first group has the parameters
+        that no `ParamGroup` selects (if any), followed by one group for each `ParamGroup`.
+        """
+        return self.state.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over state from `state_dict()` of this or of a torch.optim optimizer of the same kind.
 
         Raises:
-            ConfigError: State of another kind of optimizer or for other parameters.
+            ConfigError: State of another kind of optimizer or for other parameters or groups.
         """
-        names = list(self.prepared.graph.params)
-        groups = state_dict.get("param_groups") or [{}]
-        given = state_dict.get("state", {})
-        problems = []
-        if len(groups[0].get("params", ())) != len(names) or "lr" not in groups[0]:
-            problems.append(f"optimizer state needs one parameter group of {len(names)} parameters with its lr")
-        for update in self.prepared.updates:
-            entry = given.get(names.index(update.name), {})
-            for key, tensor in self._state[update.name].items():
-                if given and (key not in entry or entry[key].shape != tensor.shape):
-                    problems.append(f"optimizer state of {update.name!r} needs {key!r} of shape {tuple(tensor.shape)}")
-        if problems:
-            raise ConfigError(problems)
-        if not given:
-            self.reset_optimizer()
-        for update in self.prepared.updates if given else ():
-            for key, tensor in self._state[update.name].items():
-                tensor.copy_(given[names.index(update.name)][key])
-        counts = {int(entry["step"]) for entry in given.values() if "step" in entry}
-        self._count = int(state_dict.get("steps", max(counts, default=1 if given else 0)))
-        self._lr = float(groups[0]["lr"])
+        self._bound.refresh()
+        self.state.load_state_dict(state_dict)
 
     def measured_peak_bytes(self) -> int:
-        """The allocator's peak of one real step of the current program, resident bytes included.
+        """The allocator's peak of one real step on the example batch, resident bytes included.
 
         A program is deterministic, so it is measured once; model, state and generator are left as they were.
         """
         key = (self._plan.key, torch.get_num_threads())
         if key not in self._measured:
             with self.preserved():
-                self._count = max(self._count, 1)  # a first step may need less scratch than all that follow
+                self.state.set_count(1)  # a first step may need less scratch than all that follow
                 with allocator_events() as events:
                     kept = self.run_example()
                 del kept
@@ -249,103 +231,30 @@ class TrainStep:
         return measure_step(self, repeats=repeats)
 
     def run_example(self) -> Tensor:
-        """One step on the example batch that the program was captured with."""
+        """One step on the example batch."""
         example = self.prepared.example
         return self(example) if isinstance(example, dict) else self(*example)
 
     @contextmanager
     def preserved(self) -> Iterator[None]:
-        """Puts parameters, buffers, optimizer state, counters, example and generator back when the block ends."""
+        """Puts model, optimizer state, counters, example and generator back when the block ends."""
         self._bound.refresh()
-        example = self.prepared.spec.flatten(self.prepared.example)
-        state = [t for tensors in self._state.values() for t in tensors.values()]
-        tensors = [*self._bound.params, *self._bound.buffers, *state, *example]
-        copies, count, aux = [t.clone() for t in tensors], self._count, self.aux
-        with torch.random.fork_rng(devices=[]):
+        example, _ = batch_tensors(self.prepared.example)
+        tensors = [*self._bound.params, *self._bound.buffers, *self.state.all_tensors(), *example]
+        counts, steps, aux = dict(self.state.counts), self.state.steps, self.aux
+        with put_back(tensors), untouched(self.prepared.model):
             try:
                 yield
             finally:
-                with torch.no_grad():
-                    for tensor, copy in zip(tensors, copies, strict=True):
-                        tensor.copy_(copy)
-                self._count, self.aux = count, aux
+                self.state.counts, self.state.steps, self.aux = counts, steps, aux
 
     def gradients(self) -> dict[str, Tensor]:
         """The planned step's gradients on the example batch by parameter name; nothing is updated but buffers."""
         found: dict[str, Tensor] = {}
-        names = [update.name for update in self.prepared.updates]
-        tensors = self.prepared.spec.flatten(self.prepared.example)
+
+        def keep(name: str, grad: Tensor, owned: bool) -> None:
+            found[name] = grad.clone()
+
         with self.preserved():
-            self._run(tensors, lambda i, grad: found.__setitem__(names[i], grad.clone()))
+            self._runner.run(self._bound, self.prepared.example, keep)
         return found
-
-
-def compile_step(
-    model: nn.Module,
-    loss_fn: Callable[..., Any],
-    batch: Any,
-    *,
-    optimizer: Optimizer,
-    budget: str | int | Budget | None = None,
-    actions: Sequence[str] = ACTIONS,
-    solver: str = "auto",
-    max_gradient_error: float = 0.0,
-    time_limit_s: float | None = 5.0,
-    plan: Plan | None = None,
-    ladder: Sequence[str | int | Budget] = (),
-) -> TrainStep:
-    """Compiles a training step of `model` whose peak stays inside `budget`.
-
-    Args:
-        model: Updated in place by the step; in the mode (train or eval) that it will be trained in.
-        loss_fn: `loss_fn(model(x), y) -> scalar`; with a dictionary batch `loss_fn(model, batch) -> scalar`.
-        batch: An example batch; its shapes and types are the program's.
-        optimizer: `fh.SGD`, `fh.Adam` or `fh.AdamW`.
-        budget: Bytes of everything that the step holds ("96 MiB"), or "40%" (R + 0.4 A); None plans nothing.
-        actions: What the plan may do.
-        solver: A name of `SOLVERS`, or "auto".
-        max_gradient_error: Cap on the relative L2 error of the gradient.
-        time_limit_s: Wall-clock limit on planning, in seconds; None bounds the work instead.
-        plan: A plan made before, here or elsewhere; takes the place of planning.
-        ladder: Further budgets to plan and compile for now, so that `TrainStep.set_budget` switches at once.
-
-    Raises:
-        CaptureError: The model does not trace.
-        InfeasibleBudgetError: No plan fits the budget.
-        PlanMismatchError: `plan` belongs to another graph.
-        ConfigError: Anything else that does not fit together.
-    """
-    if plan is not None and budget is not None:
-        raise ConfigError("give either a budget or a plan, not both: a plan has been made for its own budget")
-    planning = PlanOptions(
-        actions=actions, solver=solver, max_gradient_error=max_gradient_error, time_limit_s=time_limit_s
-    )
-    prepared = prepare_step(model, loss_fn, batch, optimizer)
-    if plan is None:
-        plan = prepared.keep_all() if budget is None else prepared.plan(budget, **vars(planning))
-    step = TrainStep(prepared, plan, planning=planning)
-    step.prepare_ladder(ladder)
-    return step
-
-
-def plan_step(
-    model: nn.Module,
-    loss_fn: Callable[..., Any],
-    batch: Any,
-    *,
-    optimizer: Optimizer,
-    budget: str | int | Budget,
-    actions: Sequence[str] = ACTIONS,
-    solver: str = "auto",
-    max_gradient_error: float = 0.0,
-    time_limit_s: float | None = 5.0,
-) -> Plan:
-    """The plan that `compile_step` would use; nothing is compiled or run. Arguments and errors as there."""
-    planning = PlanOptions(
-        actions=actions, solver=solver, max_gradient_error=max_gradient_error, time_limit_s=time_limit_s
-    )
-    return prepare_step(model, loss_fn, batch, optimizer).plan(budget, **vars(planning))
-
-
-def _no_clip(gradients: list[Tensor]) -> None:
-    """For steps whose updates do not wait for each other."""

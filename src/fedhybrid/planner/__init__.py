@@ -3,6 +3,7 @@
 from fedhybrid.planner.calls import Update, replay_form, updates_of
 from fedhybrid.planner.costs import CallCost, CostTable
 from fedhybrid.planner.liveness import eager_timeline
+from fedhybrid.planner.packs import PackCost, with_packs
 from fedhybrid.planner.plan import Plan, TensorDecision, describe_peak, make_plan, plan_decisions
 from fedhybrid.planner.problem import BRIEF, KEEP, RECOMPUTE, TRANSIENT, Form, Kind, Pack, Problem, make_problem
 from fedhybrid.planner.profile import profile_step
@@ -23,6 +24,7 @@ __all__ = [
     "Form",
     "Kind",
     "Pack",
+    "PackCost",
     "Plan",
     "Problem",
     "Schedule",
@@ -40,4 +42,5 @@ __all__ = [
     "profile_step",
     "replay_form",
     "updates_of",
+    "with_packs",
 ]

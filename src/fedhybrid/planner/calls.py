@@ -74,7 +74,12 @@ def normalise_again(
 
 def normalise_from_scratch(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float) -> Tensor:
     """Batch norm's output with its statistics computed once more: exact on every build, about three passes."""
-    return torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)[0]
+    running = None
+    if weight is None and x.dtype in (torch.bfloat16, torch.float16):
+        # Without weights the type of the running statistics decides that of the saved ones: 32 bits, as in a module.
+        running = torch.zeros(2, x.shape[1], dtype=torch.float32)
+    mean, variance = (None, None) if running is None else (running[0], running[1])
+    return torch.native_batch_norm(x, weight, bias, mean, variance, True, 0.0, eps)[0]
 
 
 def replay_form(graph: StepGraph, op: Op, *, exact_affine: bool) -> Op | None:
@@ -131,4 +136,5 @@ def updates_of(graph: StepGraph) -> list[Update]:
 def update_signature(graph: StepGraph, update: Update, optimizer: Optimizer) -> str:
     """As `signature`, for an update."""
     param, grad = graph.values[update.param], graph.values[update.grad]
-    return f"update {optimizer!r} {_layout(param)} {_layout(grad)} {update.owned}"
+    rule = optimizer.rule_for(update.name, param.shape)
+    return f"update {rule!r} {_layout(param)} {_layout(grad)} {update.owned}"

@@ -10,15 +10,48 @@ from fedhybrid.protocols import Optimizer
 __all__ = ["eager_timeline"]
 
 
-def eager_timeline(raw: StepGraph, costs: CostTable, optimizer: Optimizer) -> list[int]:
+def eager_timeline(
+    raw: StepGraph, costs: CostTable, optimizer: Optimizer, *, norm_bytes: int = 0, micro_batches: int = 1
+) -> list[int]:
     """Bytes above the resident ones at each op of an eager step: forward, backward, then torch.optim.
 
     A storage is born at its producer and dies after the last use of any of its aliases, or later where the captured
     step still referred to it (`StepGraph.held`); gradients live until the end
     (they are set to None before the next step); sums of gradients are accumulated in place, as autograd does, and a
     gradient that autograd may not keep as it is (strides other than the parameter's, or still read) is copied.
-    The optimizer's for-loop implementation holds `eager_scratch_tensors` temporaries of one parameter at a time.
+    The optimizer's for-loop implementation holds `eager_scratch_tensors` temporaries of one parameter at a time, and
+    `eager_left_tensors` of the parameter before.
+
+    Args:
+        raw: The graph as captured.
+        costs: Of its calls.
+        optimizer: Whose temporaries count.
+        norm_bytes: Scratch of clipping by the norm of all gradients, before the updates.
+        micro_batches: How often `raw` runs before the updates: the timeline then holds the first and the last run.
     """
+    tops, live = _forward_and_backward(raw, costs, first=True)
+    if micro_batches > 1:
+        # Sums of gradients, the loss and all auxiliary outputs so far stay; new gradients die in the sums.
+        aux_bytes = 0 if raw.aux is None else raw.storages[raw.storage_of(raw.aux)].nbytes
+        joined_bytes = 0 if raw.aux is None else micro_batches * raw.values[raw.aux].nbytes
+        held = live + (micro_batches - 2) * aux_bytes
+        later, _ = _forward_and_backward(raw, costs, first=False)
+        tops += [held + top for top in later]
+        tops.append(held + aux_bytes + joined_bytes)
+        live += joined_bytes - aux_bytes
+    if norm_bytes:
+        tops.append(live + norm_bytes)
+    left_bytes = 0
+    for update in updates_of(raw):
+        param = raw.values[update.param]
+        rule = optimizer.rule_for(update.name, param.shape)
+        tops.append(live + left_bytes + rule.eager_scratch_tensors * param.nbytes)
+        left_bytes = rule.eager_left_tensors * param.nbytes
+    return tops
+
+
+def _forward_and_backward(raw: StepGraph, costs: CostTable, *, first: bool) -> tuple[list[int], int]:
+    """Bytes at each op, and after the last one; only the first run's gradients stay, later ones are added to them."""
     last: dict[int, int] = {}
     for position, op in enumerate(raw.ops):
         for value in (*op.inputs, *(v for v in op.outputs if v is not None)):
@@ -29,7 +62,8 @@ def eager_timeline(raw: StepGraph, costs: CostTable, optimizer: Optimizer) -> li
     # backward() itself holds the gradient of the loss (its first op) until it returns.
     last[raw.storage_of(_first_output(raw))] = end - 1
     copied = _copied_gradients(raw, last)
-    stolen = [grad for param, grad in raw.grads.items() if param not in copied]
+    stolen = [grad for param, grad in raw.grads.items() if param not in copied] if first else []
+    copied = copied if first else {}
     kept = (raw.loss, *([] if raw.aux is None else [raw.aux]), *stolen)
     last.update({raw.storage_of(value): end for value in kept})
     dying: dict[int, list[int]] = {}
@@ -38,20 +72,20 @@ def eager_timeline(raw: StepGraph, costs: CostTable, optimizer: Optimizer) -> li
             dying.setdefault(position, []).append(storage)
     live, tops = 0, []
     born: set[int] = set()
+    views = _autograd_views(raw)
     for position, op in enumerate(raw.ops):
         fresh = {raw.storage_of(v) for v in op.outputs if v is not None} - born
         fresh = {s for s in fresh if raw.storages[s].role is Role.TEMP}
         fresh_bytes = sum(raw.storages[s].nbytes for s in fresh)
         born |= fresh
         workspace = 0 if op.is_view else costs.of_op(raw, op).workspace_bytes
-        takes_over = position >= raw.backward_at and op.target == "aten.add.Tensor" and _first_dies(raw, position, last)
-        tops.append(live + (0 if takes_over else fresh_bytes) + workspace)
+        sums = position >= raw.backward_at and op.target == "aten.add.Tensor" and op.inputs[0] not in views
+        takes_over = sums and _first_dies(raw, position, last)
+        reached = live + (0 if takes_over else fresh_bytes)
         copies_bytes = sum(raw.values[param].nbytes for param, at in copied.items() if at == position)
-        tops[-1] = max(tops[-1], live + fresh_bytes + copies_bytes)
+        tops.append(reached + max(workspace, copies_bytes))
         live += fresh_bytes + copies_bytes - sum(raw.storages[s].nbytes for s in dying.get(position, ()))
-    for update in updates_of(raw):
-        tops.append(live + optimizer.eager_scratch_tensors * raw.values[update.param].nbytes)
-    return tops
+    return tops, live
 
 
 def _copied_gradients(raw: StepGraph, last: dict[int, int]) -> dict[int, int]:
@@ -82,6 +116,18 @@ def _first_output(raw: StepGraph) -> int:
     output = raw.ops[raw.backward_at].outputs[0]
     assert output is not None
     return output
+
+
+def _autograd_views(raw: StepGraph) -> set[int]:
+    """Values that autograd knows as views: each refers to its base, so their sum gets memory of its own.
+
+    Its own reshape of a matrix product is none (`_unsafe_view`).
+    """
+    found: set[int] = set()
+    for op in raw.ops:
+        if op.is_view and (op.target != "aten._unsafe_view.default" or found.intersection(op.inputs)):
+            found.update(v for v in op.outputs if v is not None)
+    return found
 
 
 def _first_dies(raw: StepGraph, position: int, last: dict[int, int]) -> bool:

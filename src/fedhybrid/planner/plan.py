@@ -192,7 +192,7 @@ def make_plan(
         step_time_s=problem.seconds + solution.extra_seconds,
         extra_time_s=solution.extra_seconds,
         bound_extra_time_s=solution.bound_seconds,
-        gradient_error=0.0,
+        gradient_error=solution.gradient_error,
         solver=solver,
         threads=threads,
         decisions=tuple(

@@ -205,12 +205,18 @@ class Problem:
         """How many ops ahead the next backward use may be for a storage to stay until then."""
         return _WINDOWS.get(option, _WINDOWS[TRANSIENT])
 
-    def options(self, storage: int) -> list[int]:
-        """What may be decided about a storage."""
-        found = [KEEP]
-        if storage in self.replays:
-            found += [RECOMPUTE, TRANSIENT, BRIEF]
-        return found + [option for s, option in self.encodes if s == storage]
+    @cached_property
+    def options(self) -> dict[int, list[int]]:
+        """What may be decided about each candidate."""
+        found = {s: [KEEP, *((RECOMPUTE, TRANSIENT, BRIEF) if s in self.replays else ())] for s in self.candidates}
+        for storage, option in self.encodes:
+            found[storage].append(option)
+        return found
+
+    @cached_property
+    def pack_by_option(self) -> dict[tuple[int, int], Pack]:
+        """(storage, option) -> the pack that it stands for."""
+        return {(pack.storage, pack.option): pack for pack in self.packs}
 
 
 def make_problem(

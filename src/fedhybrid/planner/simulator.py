@@ -80,8 +80,6 @@ class Simulator:
             self._relive(storage)
         self._settle([])
 
-    # What callers ask.
-
     @property
     def peak_bytes(self) -> int:
         """Largest number of bytes live at any moment, resident bytes excluded."""
@@ -128,12 +126,6 @@ class Simulator:
     def alive_at(self, position: int) -> list[int]:
         """Storages of which an instance reaches into the position from before."""
         return [s for s, lives in enumerate(self._lives) if any(a < position <= e for a, e in lives)]
-
-    def touched(self, storage: int) -> set[int]:
-        """Positions whose preludes read or make the storage."""
-        return self._touched[storage]
-
-    # Changes.
 
     def decide(self, subject: int, option: int) -> None:
         """Changes one decision."""

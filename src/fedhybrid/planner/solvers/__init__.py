@@ -3,13 +3,16 @@
 from fedhybrid.planner.solvers.base import Decisions, Effort, Solution, Solver
 from fedhybrid.planner.solvers.greedy import greedy
 from fedhybrid.planner.solvers.milp import milp
-from fedhybrid.planner.solvers.simple import checkpoint_blocks, keep_all, recompute_all
+from fedhybrid.planner.solvers.mps import greedy_mps
+from fedhybrid.planner.solvers.simple import all_encoded, checkpoint_blocks, keep_all, recompute_all
 
 __all__ = ["SOLVERS", "Decisions", "Effort", "Solution", "Solver", "greedy"]
 
 SOLVERS: dict[str, Solver] = {
+    "all-encoded": all_encoded,
     "checkpoint-blocks": checkpoint_blocks,
     "greedy": greedy,
+    "greedy-mps": greedy_mps,
     "keep-all": keep_all,
     "milp": milp,
     "recompute-all": recompute_all,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Protocol
 from fedhybrid.planner.problem import Problem
 from fedhybrid.planner.schedule import Schedule, build_schedule
 
-__all__ = ["Decisions", "Effort", "Solution", "Solver"]
+__all__ = ["Decisions", "Effort", "Solution", "Solver", "error_squared"]
 
 Decisions = dict[int, int]
 
@@ -34,6 +35,11 @@ class Solution:
     extra_seconds: float
     bound_seconds: float = 0.0
 
+    @property
+    def gradient_error(self) -> float:
+        """Predicted relative L2 error of the whole gradient; errors of single packs add up in squares."""
+        return math.sqrt(error_squared(self.problem, self.decisions))
+
     @cached_property
     def schedule(self) -> Schedule:
         """The calls in order."""
@@ -49,6 +55,12 @@ class Solution:
         return found
 
 
+def error_squared(problem: Problem, decisions: Mapping[int, int]) -> float:
+    """Sum of the squared gradient errors of the packs among some decisions."""
+    packs = problem.pack_by_option
+    return sum(packs[key].error ** 2 for key in decisions.items() if key in packs)
+
+
 @dataclass
 class Effort:
     """How long a solver may try, and what it may do.
@@ -60,6 +72,7 @@ class Effort:
         max_work: Calls that may be looked at.
         time_limit_s: Seconds from now on.
         recompute, split: The actions that are allowed. `inexact`: splits that change the order of sums, too.
+        max_error: Cap on the relative error of the gradient that lossy packs add up to (their squares do).
     """
 
     max_work: int = 150_000
@@ -67,6 +80,7 @@ class Effort:
     recompute: bool = True
     split: bool = False
     inexact: bool = True
+    max_error: float = 0.0
     work: int = 0
     started_s: float = field(default_factory=time.perf_counter)
 

@@ -29,7 +29,7 @@ _CHEAP_KINDS = ("norm", "elementwise", "pool", "copy", "reduce")
 def greedy(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
     """See the module's text."""
     search = Search(problem, limit_bytes, effort)
-    if not effort.recompute and not effort.split:
+    if not effort.recompute and not effort.split and not problem.packs:
         return search.solution()
     return best_of(search, structural_seeds(problem) if effort.recompute else [{}], 0.0)
 

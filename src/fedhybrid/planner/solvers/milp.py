@@ -29,7 +29,7 @@ _WORTH_RATIO = 0.02
 
 def milp(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
     """See the module's text."""
-    if not effort.recompute:
+    if not effort.recompute and not problem.packs:
         only = best_of(Search(problem, limit_bytes, effort), [{}], 0.0)
         return replace(only, bound_seconds=min(0.0, only.extra_seconds))
     relaxation = Relaxation(problem, limit_bytes, effort)
@@ -70,7 +70,7 @@ def _seeds(relaxation: Relaxation, first: Decisions | None) -> Iterator[Decision
         _learn(simulator, relaxation.limit_bytes, weights, tighter_bytes)
         solved = relaxation.solve(weights, tighter_bytes)
         decisions = solved.decisions if solved is not None else None
-    yield from structural_seeds(problem)
+    yield from structural_seeds(problem) if relaxation.effort.recompute else [{}]
 
 
 def _learn(simulator: Simulator, limit_bytes: int, weights: dict[int, float], tighter_bytes: dict[int, int]) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import highspy
 import numpy as np
 
-from fedhybrid.planner.problem import TRANSIENT, PlanOp, Problem
+from fedhybrid.planner.problem import TRANSIENT, Pack, PlanOp, Problem
 from fedhybrid.planner.simulator import Simulator
 from fedhybrid.planner.solvers.base import Decisions, Effort
 
@@ -40,8 +40,13 @@ class Relaxation:
 
     def __init__(self, problem: Problem, limit_bytes: int, effort: Effort) -> None:
         self.problem, self.limit_bytes, self.effort = problem, limit_bytes, effort
-        self.columns = [*(s for s in problem.candidates if s in problem.replays), *problem.intermediates]
+        drops = [s for s in problem.candidates if s in problem.replays] if effort.recompute else []
+        self.columns: list[int] = [*drops, *(problem.intermediates if effort.recompute else ())]
         self.column_of = {storage: column for column, storage in enumerate(self.columns)}
+        self.packs: list[Pack] = [pack for pack in problem.packs if pack.error <= effort.max_error]
+        self.packs_of: dict[int, list[int]] = {}
+        for number, pack in enumerate(self.packs):
+            self.packs_of.setdefault(pack.storage, []).append(len(self.columns) + number)
         self.tops = Simulator(problem).tops()
         self.gain_seconds = sum(min(0.0, self._fastest(op) - op.forms[0].seconds) for op in problem.ops)
 
@@ -61,7 +66,7 @@ class Relaxation:
         """
         rows = self._rows(tighter_bytes)
         model = highspy.HighsLp()
-        count = len(self.columns)
+        count = len(self.columns) + len(self.packs)
         model.num_col_, model.num_row_ = count, len(rows)
         model.col_cost_ = self._costs(weights) * 1e3
         model.col_lower_, model.col_upper_ = np.zeros(count), np.ones(count)
@@ -84,8 +89,11 @@ class Relaxation:
         if len(values) != count:
             return None
         bound_seconds = max(info.mip_dual_bound, 0.0) / 1e3 + self.gain_seconds
-        chosen = {s: TRANSIENT for s, value in zip(self.columns, values, strict=True) if value > 0.5}
-        return Relaxed({s: o for s, o in chosen.items() if s in self.problem.uses}, bound_seconds)
+        chosen = {s: TRANSIENT for s, value in zip(self.columns, values, strict=False) if value > 0.5}
+        chosen = {s: o for s, o in chosen.items() if s in self.problem.uses}
+        packed = zip(self.packs, values[len(self.columns) :], strict=True)
+        chosen.update((pack.storage, pack.option) for pack, value in packed if value > 0.5)
+        return Relaxed(chosen, bound_seconds)
 
     def _costs(self, weights: Mapping[int, float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """Seconds of each column; an op with several outputs is paid once, so each of them bears its share."""
@@ -93,9 +101,11 @@ class Relaxation:
         sharing: dict[int, int] = {}
         for storage in self.columns:
             sharing[replays[storage].op] = sharing.get(replays[storage].op, 0) + 1
-        return np.array(
-            [self._fastest(replays[s]) * weights.get(s, 1.0) / sharing[replays[s].op] for s in self.columns]
-        )
+        costs = [self._fastest(replays[s]) * weights.get(s, 1.0) / sharing[replays[s].op] for s in self.columns]
+        for pack in self.packs:
+            calls = (self.problem.encodes, self.problem.decodes)
+            costs.append(sum(made[pack.storage, pack.option].forms[0].seconds for made in calls))
+        return np.array(costs)
 
     def _rows(self, tighter_bytes: Mapping[int, int]) -> list[tuple[float, list[int], list[float]]]:
         """Each row says: what is dropped of these columns is worth at least so much."""
@@ -106,19 +116,38 @@ class Relaxation:
             least = int(self.tops[position]) - self._relief(op) + tighter_bytes.get(position, 0)
             if least <= self.limit_bytes:
                 continue
-            alive = tuple(self.column_of[s] for s in self._alive(position))
+            alive = tuple(self._alive(position))
             rows[alive] = max(rows.get(alive, 0.0), float(least - self.limit_bytes))
         dearest = sorted(rows.items(), key=lambda row: (-row[1], row[0]))[:_MAX_ROWS]
         found = []
         for alive, deficit in dearest:
-            sizes = [problem.nbytes[self.columns[c]] / _MIB for c in alive]
-            found.append((deficit / _MIB, list(alive), sizes))
+            columns = [c for s in alive for c in self._columns_of(s)]
+            found.append((deficit / _MIB, columns, [self._saved_bytes(c) / _MIB for c in columns]))
+        for storage in self.packs_of:  # one way of not keeping it at a time
+            columns = self._columns_of(storage)
+            if len(columns) > 1:
+                found.append((-1.0, columns, [-1.0] * len(columns)))
+        if self.effort.max_error > 0:
+            errors = [(c, self.packs[c - len(self.columns)].error) for packs in self.packs_of.values() for c in packs]
+            scale = self.effort.max_error**2
+            found.append((-1.0, [c for c, _ in errors], [-(error**2) / scale for _, error in errors]))
         intermediates = set(problem.intermediates)
         for storage, column in self.column_of.items():
             for source in problem.replays[storage].reads:
                 if source in intermediates:
                     found.append((0.0, [self.column_of[source], column], [1.0, -1.0]))
         return found
+
+    def _columns_of(self, storage: int) -> list[int]:
+        own = [self.column_of[storage]] if storage in self.column_of else []
+        return own + self.packs_of.get(storage, [])
+
+    def _saved_bytes(self, column: int) -> int:
+        problem = self.problem
+        if column < len(self.columns):
+            return problem.nbytes[self.columns[column]]
+        pack = self.packs[column - len(self.columns)]
+        return problem.nbytes[pack.storage] - pack.nbytes
 
     def _relief(self, op: PlanOp) -> int:
         """Bytes that another form of the op, or an output in the memory of an input, could save at most."""
@@ -131,6 +160,4 @@ class Relaxation:
         """Candidates kept across a position that its op does not read."""
         problem = self.problem
         reads = set(problem.ops[position].reads)
-        return [
-            s for s in problem.candidates if s in self.column_of and s not in reads and problem.uses[s][-1] >= position
-        ]
+        return [s for s in problem.candidates if s not in reads and problem.uses[s][-1] >= position]

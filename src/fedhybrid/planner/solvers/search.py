@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fedhybrid.planner.problem import BRIEF, KEEP, RECOMPUTE, TRANSIENT, Problem
+from fedhybrid.planner.problem import FIRST_PACK, KEEP, TRANSIENT, Problem
 from fedhybrid.planner.simulator import Simulator
-from fedhybrid.planner.solvers.base import Decisions, Effort, Solution
+from fedhybrid.planner.solvers.base import Decisions, Effort, Solution, error_squared
 
 __all__ = ["Search"]
 
@@ -70,31 +70,61 @@ class Search:
 
     def _moves_at_peak(self) -> Decisions:
         """Decisions that free bytes at the peak, best bytes per second first, up to the deficit."""
-        sim, problem = self.simulator, self.problem
-        at = sim.peak_position
-        busy = {s for call in sim.calls(at) for s in (*call.op.reads, *call.births)}
-        memo: dict[int, float] = {}
-        options: list[tuple[float, int, int, int]] = []
-        if self.effort.recompute:
-            for storage in sim.alive_at(at):
-                if storage not in self.free or storage in self.fixed or storage not in problem.replays:
-                    continue
-                if sim.decisions.get(storage, KEEP) == TRANSIENT:
-                    continue
-                if storage in busy and any(a <= at == e for a, e in sim.lives(storage)):
-                    continue  # dropping it would not help: this very position needs it
-                seconds = self._chain_seconds(storage, memo)
-                nbytes = problem.nbytes[storage]
-                options.append((nbytes / max(seconds, 1e-9), storage, TRANSIENT, nbytes))
-        options += self._form_moves(at)
+        sim = self.simulator
+        options = [*self._options_at_peak(), *self._form_moves(sim.peak_position)]
         options.sort(key=lambda option: (-option[0], option[1]))
         deficit, chosen = sim.peak_bytes - self.limit_bytes, {}
+        room = self.effort.max_error**2 - error_squared(self.problem, sim.decisions)
         for _, subject, option, nbytes in options:
+            error = self._error(subject, option)
+            if subject in chosen or error**2 > room:
+                continue
             chosen[subject] = option
+            room -= error**2
             deficit -= nbytes
             if deficit <= 0 or len(chosen) >= 1 + len(options) // 3:
                 break
         return chosen
+
+    def ranked_at_peak(self) -> list[tuple[int, int]]:
+        """(storage, option) of what may be done about the tensors alive at the peak, most bytes per second first."""
+        room = self.effort.max_error**2 - error_squared(self.problem, self.simulator.decisions)
+        ranked = sorted(self._options_at_peak(), key=lambda option: (-option[0], option[1]))
+        return [(s, option) for _, s, option, _ in ranked if self._error(s, option) ** 2 <= room]
+
+    def _options_at_peak(self) -> list[tuple[float, int, int, int]]:
+        sim = self.simulator
+        at = sim.peak_position
+        busy = {s for call in sim.calls(at) for s in (*call.op.reads, *call.births)}
+        memo: dict[int, float] = {}
+        options: list[tuple[float, int, int, int]] = []
+        for storage in sim.alive_at(at):
+            if storage not in self.free or storage in self.fixed:
+                continue
+            if storage in busy and any(a <= at == e for a, e in sim.lives(storage)):
+                continue  # dropping it would not help: this very position needs it
+            options += self._drops(storage, memo)
+        return options
+
+    def _drops(self, storage: int, memo: dict[int, float]) -> list[tuple[float, int, int, int]]:
+        """(bytes per second, storage, option, bytes) of every way not to keep a storage."""
+        problem, nbytes = self.problem, self.problem.nbytes[storage]
+        now = self.simulator.decisions.get(storage, KEEP)
+        found = []
+        if self.effort.recompute and storage in problem.replays and now < TRANSIENT:
+            found.append((nbytes / max(self._chain_seconds(storage, memo), 1e-9), storage, TRANSIENT, nbytes))
+        for option in problem.options[storage] if now == KEEP else ():
+            pack = problem.pack_by_option.get((storage, option))
+            if pack is not None:
+                calls = problem.encodes[storage, option], problem.decodes[storage, option]
+                seconds = sum(call.forms[0].seconds for call in calls)
+                saved = nbytes - pack.nbytes
+                found.append((saved / max(seconds, 1e-9), storage, option, saved))
+        return found
+
+    def _error(self, subject: int, option: int) -> float:
+        pack = self.problem.pack_by_option.get((subject, option))
+        return 0.0 if pack is None else pack.error
 
     def _form_moves(self, at: int) -> list[tuple[float, int, int, int]]:
         if not self.effort.split:
@@ -122,6 +152,10 @@ class Search:
         if storage in memo:
             return memo[storage]
         problem, decisions = self.problem, self.simulator.decisions
+        option = decisions.get(storage, KEEP)
+        if option >= FIRST_PACK or storage not in problem.replays:
+            pair = (problem.encodes.get((storage, option)), problem.decodes.get((storage, option)))
+            return sum(call.forms[0].seconds for call in pair if call is not None)
         order, stack, seen = [], [storage], set()
         while stack:
             top = stack.pop()
@@ -130,7 +164,7 @@ class Search:
             seen.add(top)
             order.append(top)
             for source in problem.replays[top].reads:
-                dropped = decisions.get(source) or source not in problem.uses
+                dropped = 0 < decisions.get(source, 0) < FIRST_PACK or source not in problem.uses
                 if dropped and source in problem.replays and source not in memo:
                     stack.append(source)
         total = sum(problem.replays[s].forms[0].seconds for s in order)
@@ -169,12 +203,7 @@ class Search:
                 forms = [i for i, f in enumerate(call.op.forms) if f.exact or self.effort.inexact]
                 if len(forms) > 1:
                     found.append((problem.subject_of(call.op), forms))
-        if self.effort.recompute:
-            found += [
-                (s, [KEEP, RECOMPUTE, TRANSIENT, BRIEF])
-                for s in sorted((alive | sources) & self.free)
-                if s in problem.replays
-            ]
+        found += [(storage, self._allowed(storage)) for storage in sorted((alive | sources) & self.free)]
         return [(subject, options) for subject, options in found if subject not in self.fixed]
 
     def prune(self) -> None:
@@ -187,7 +216,7 @@ class Search:
         extra = sim.extra_seconds
         for subject in (*dearest, *sorted(calls)):
             now = sim.decisions.get(subject, 0)
-            for milder in range(now):
+            for milder in self._milder(subject, now):
                 if self.effort.spent:
                     return
                 peak, seconds = self.attempt({subject: milder})
@@ -195,6 +224,25 @@ class Search:
                     extra = seconds
                     break
                 sim.decide(subject, now)
+
+    def _milder(self, subject: int, now: int) -> list[int]:
+        """Options that may cost less than the present one."""
+        if subject >= len(self.problem.nbytes):
+            return list(range(now))
+        options = self._allowed(subject)
+        packs = [option for option in options if option >= FIRST_PACK and option != now]
+        return [option for option in options if option < min(now, FIRST_PACK)] + packs
+
+    def _allowed(self, storage: int) -> list[int]:
+        """Options of a storage under the actions and the error that are still allowed."""
+        decisions = self.simulator.decisions
+        now = self._error(storage, decisions.get(storage, KEEP))
+        room = self.effort.max_error**2 - error_squared(self.problem, decisions) + now**2
+        return [
+            option
+            for option in self.problem.options[storage]
+            if (self.effort.recompute or not KEEP < option < FIRST_PACK) and self._error(storage, option) ** 2 <= room
+        ]
 
     def improve(self, best: Solution, good_enough: float) -> Solution:
         """Forbids one dear decision at a time and rebuilds the rest round it, until nothing gets cheaper."""

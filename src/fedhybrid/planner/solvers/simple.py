@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedhybrid.planner.problem import RECOMPUTE, Problem
 from fedhybrid.planner.solvers.base import Decisions, Effort, Solution
 
-__all__ = ["block_inputs", "checkpoint_blocks", "keep_all", "keep_only", "recompute_all"]
+__all__ = ["all_encoded", "block_inputs", "checkpoint_blocks", "keep_all", "keep_only", "recompute_all"]
 
 
 def keep_all(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
@@ -16,6 +16,14 @@ def keep_all(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
 def recompute_all(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
     """Drops everything that can be made again and keeps each replayed value until its last use."""
     return Solution.of(problem, keep_only(problem, [], RECOMPUTE))
+
+
+def all_encoded(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
+    """Packs everything that may be packed, each tensor in its smallest form: what compression alone can reach."""
+    smallest: dict[int, tuple[int, int]] = {}
+    for pack in problem.packs:
+        smallest[pack.storage] = min(smallest.get(pack.storage, (pack.nbytes, pack.option)), (pack.nbytes, pack.option))
+    return Solution.of(problem, {storage: option for storage, (_, option) in smallest.items()})
 
 
 def checkpoint_blocks(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:

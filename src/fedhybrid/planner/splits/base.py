@@ -87,7 +87,7 @@ def cut(
     def chunked(*args: Any, chunks: int, into: Tensor | None = None, **kwargs: Any) -> Any:
         lead: Tensor = args[first]
         size = lead.shape[first_dim]
-        named = {**dict(enumerate(args)), **kwargs}
+        named: dict[int | str, Any] = dict(enumerate(args)) | kwargs
         cuts = {k: d for k, d in along.items() if k not in shared or _alike(named.get(k), d, lead, first_dim)}
         results = [_Result(dim, size) for dim in joined]
         if like is not None and into is None:
@@ -99,7 +99,7 @@ def cut(
             for position in counted:
                 part[position] = _recount(part[position], end - begin)
             positional = [part.pop(i) for i in range(len(args))]
-            found = operator(*positional, **part)
+            found = operator(*positional, **{str(name): a for name, a in part.items()})
             del positional, part
             parts = list(found) if isinstance(found, (tuple, list)) else [found]
             del found
@@ -112,7 +112,7 @@ def cut(
         lead = args[first]
         if not isinstance(lead, Ref) or not can(args, values[lead.value].shape):
             return 1
-        given = {**dict(enumerate(args)), **kwargs}
+        given: dict[int | str, Any] = dict(enumerate(args)) | dict(kwargs)
         cut_values = [(values[a.value], d) for k, d in along.items() if isinstance(a := given.get(k), Ref)]
         layouts = [(v.stride, v.dtype.itemsize, d) for v, d in cut_values]
         if dense and len({v.stride for v, _ in cut_values if len(v.shape) > 1}) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from fedhybrid.planner.splits.base import Split
 __all__ = ["batch_norm"]
 
 
-def split_batch_norm(
+def split_batch_norm(  # noqa: PLR0917 - the arguments of the operator
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -34,8 +35,13 @@ def split_batch_norm(
 
     Args:
         x: Shape (batch, channels, ...).
-        weight, bias, running_mean, running_var: Shape (channels,) or None.
-        training, momentum, eps: As for the operator.
+        weight: Shape (channels,) or None, as the next three.
+        bias: See `weight`.
+        running_mean: Changed in training.
+        running_var: Changed in training.
+        training: Whether the batch's own statistics are used.
+        momentum: Weight of the batch in the running statistics.
+        eps: Added to the variance.
         chunks: Ignored.
         into: Memory laid out as the output, usually the input itself.
 
@@ -45,14 +51,16 @@ def split_batch_norm(
     options = (x, weight, bias, running_mean, running_var, training, momentum, eps)
     if into is None:
         return torch.ops.aten.native_batch_norm.default(*options)  # type: ignore[no-any-return]
-    mean, invstd = (torch.empty(x.shape[1] if training else 0, dtype=_statistics_type(x, weight)) for _ in range(2))
+    channels = x.shape[1] if training else 0
+    dtype = _statistics_type(x, weight, bias, running_mean, running_var)
+    mean, invstd = torch.empty(channels, dtype=dtype), torch.empty(channels, dtype=dtype)
     torch.ops.aten.native_batch_norm.out(*options, out=into, save_mean=mean, save_invstd=invstd)
     return into, mean, invstd
 
 
-def _statistics_type(x: Tensor, weight: Tensor | None) -> torch.dtype:
-    """16-bit inputs with 32-bit weights have 32-bit statistics."""
-    return x.dtype if weight is None else torch.promote_types(x.dtype, weight.dtype)
+def _statistics_type(x: Tensor, *of_channels: Tensor | None) -> torch.dtype:
+    """16-bit inputs have 32-bit statistics where anything else of a channel is in 32 bits."""
+    return reduce(torch.promote_types, (t.dtype for t in of_channels if t is not None), x.dtype)
 
 
 def _one(args: Sequence[Any], kwargs: Mapping[str, Any], values: Sequence[Value]) -> int:

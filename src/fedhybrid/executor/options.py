@@ -1,0 +1,49 @@
+"""How a step is to be planned: actions, solver, limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedhybrid.errors import ConfigError
+from fedhybrid.planner import SOLVERS
+from fedhybrid.registry import nearest_hint
+
+__all__ = ["ACTIONS", "LOSS_FREE", "PlanOptions"]
+
+# Loss-free and in memory: the default. Masks as bits come with every plan.
+LOSS_FREE = ("recompute", "split")
+ACTIONS = (*LOSS_FREE, "encode", "offload")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """How to plan; see `PreparedStep.plan`.
+
+    Raises:
+        ConfigError: An option that is none; all of them at once.
+    """
+
+    actions: Sequence[str] = LOSS_FREE
+    solver: str = "auto"
+    max_gradient_error: float = 0.0
+    time_limit_s: float | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        if isinstance(self.actions, str) or not isinstance(self.actions, Sequence):
+            problems.append(f"actions must be a sequence of names, such as {LOSS_FREE}, got {self.actions!r}")
+        else:
+            known = ", ".join(ACTIONS)
+            problems += [f"unknown action {a!r}; known: {known}" for a in self.actions if a not in ACTIONS]
+        if self.solver != "auto" and self.solver not in SOLVERS:
+            hint = nearest_hint(self.solver, SOLVERS)
+            problems.append(f"unknown solver {self.solver!r}.{hint} Known: auto, {', '.join(sorted(SOLVERS))}.")
+        if not 0 <= self.max_gradient_error < 1:
+            problems.append(f"max_gradient_error must lie in [0, 1), got {self.max_gradient_error}")
+        elif "encode" in self.actions and self.max_gradient_error == 0:
+            problems.append('the action "encode" is lossy and needs a max_gradient_error above 0; 0.02 is a good start')
+        if self.time_limit_s is not None and not self.time_limit_s > 0:
+            problems.append(f"time_limit_s must be positive or None, got {self.time_limit_s}")
+        if problems:
+            raise ConfigError(problems)
