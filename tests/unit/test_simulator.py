@@ -36,7 +36,7 @@ def test_any_changes_give_what_a_fresh_start_and_a_plain_simulation_give(data: s
     changes = {}
     for subject in data.draw(st.lists(st.sampled_from(subjects), min_size=1, max_size=12)):
         if subject < len(problem.nbytes):
-            changes[subject] = data.draw(st.sampled_from(problem.options(subject)))
+            changes[subject] = data.draw(st.sampled_from(problem.options[subject]))
         else:
             forms = problem.calls[subject - len(problem.nbytes)].forms
             changes[subject] = data.draw(st.integers(0, len(forms) - 1))
@@ -59,7 +59,7 @@ def test_taking_everything_back_leads_to_the_beginning(name: str) -> None:
     problem = problem_of(name)
     simulator = Simulator(problem)
     start = simulator.tops().tolist()
-    simulator.update({s: problem.options(s)[-1] for s in problem.candidates})
+    simulator.update({s: problem.options[s][-1] for s in problem.candidates})
     assert simulator.peak_bytes < max(start)
     simulator.reset({})
     assert simulator.tops().tolist() == start

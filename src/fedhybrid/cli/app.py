@@ -15,8 +15,11 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from fedhybrid import __version__
+from fedhybrid.cli.bench import bench
 from fedhybrid.cli.doctor import doctor
+from fedhybrid.cli.explain import explain
 from fedhybrid.cli.listing import list_plugins
+from fedhybrid.cli.pareto import pareto
 from fedhybrid.cli.plan import plan
 from fedhybrid.cli.report import report
 from fedhybrid.cli.run import run
@@ -93,7 +96,17 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for _name, _command in (("run", run), ("plan", plan), ("report", report), ("list", list_plugins), ("doctor", doctor)):
+COMMANDS: dict[str, Callable[..., None]] = {
+    "run": run,
+    "plan": plan,
+    "pareto": pareto,
+    "explain": explain,
+    "report": report,
+    "list": list_plugins,
+    "bench": bench,
+    "doctor": doctor,
+}
+for _name, _command in COMMANDS.items():
     app.command(_name, help=help_of(_command))(_command)
 
 

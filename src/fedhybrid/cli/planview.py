@@ -9,14 +9,17 @@ from typing import Any
 
 from rich.table import Table
 
+from fedhybrid.cli.hardlimit import STEPS, HardLimit
 from fedhybrid.cli.output import notes, print_json, results
 from fedhybrid.cli.planning import Planned
 from fedhybrid.errors import ConfigError
+from fedhybrid.planner import Plan
 from fedhybrid.report import RunRecords
 from fedhybrid.report.figures import FIGURES, LIGHT, themed
+from fedhybrid.report.text import shorten
 from fedhybrid.units import format_bytes, format_seconds
 
-__all__ = ["as_object", "show"]
+__all__ = ["as_object", "draw_timeline", "show"]
 
 
 def show(planned: Planned, *, as_json: bool, out: Path | None) -> None:
@@ -59,7 +62,22 @@ def as_object(planned: Planned) -> dict[str, Any]:
             "measured_gradient_error": measured.gradient_error,
             "bit_identical": measured.bit_identical,
         }
+    if planned.hard_limit is not None:
+        answer |= _limit_object(planned.hard_limit)
     return answer
+
+
+def _limit_object(limit: HardLimit) -> dict[str, Any]:
+    return {
+        "margin_bytes": limit.margin_bytes,
+        "warm_base_bytes": limit.planned.warm_base_bytes,
+        "hard_limit_bytes": limit.planned.limit_bytes,
+        "survived": limit.planned.survived,
+        "death": limit.planned.death,
+        "eager_hard_limit_bytes": limit.eager.limit_bytes,
+        "eager_survived": limit.eager.survived,
+        "eager_death": limit.eager.death,
+    }
 
 
 def action_counts(planned: Planned) -> dict[str, int]:
@@ -97,22 +115,46 @@ def _table(planned: Planned) -> Table:
         same = "yes" if measured.bit_identical else "no"
         table.add_row("bit-identical", same, f"to eager; mode {planned.mode}, {plan.threads} thread(s)")
     counts = ", ".join(f"{action} {count}" for action, count in action_counts(planned).items())
+    if planned.hard_limit is not None:
+        _add_limit(table, planned.hard_limit)
     table.add_row("decisions", counts or "none", f"solver {plan.solver}, gradient error {plan.gradient_error:g}")
     return table
 
 
+def _add_limit(table: Table, limit: HardLimit) -> None:
+    said = f"RLIMIT_DATA: {format_bytes(limit.planned.warm_base_bytes)} held after a warm step + planned above resident"
+    table.add_row("hard limit", format_bytes(limit.planned.limit_bytes), f"{said} + {format_bytes(limit.margin_bytes)}")
+    for name, outcome in (("survives it", limit.planned), ("eager survives it", limit.eager)):
+        said = f"{STEPS} more steps" if outcome.survived else shorten(outcome.death or "", 70)
+        table.add_row(name, "yes" if outcome.survived else "no", said)
+
+
 def _write(planned: Planned, out: Path) -> None:
-    text = planned.plan.to_json()
-    # The figure is the report's: to it this is a run with one plan and no task yet.
-    name = planned.plan.solver
-    alone = RunRecords(folder=out, rounds=(), clients=(), summary=None, plans={name: json.loads(text)}, config={})
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "plan.json").write_text(text + "\n")
+        (out / "plan.json").write_text(planned.plan.to_json() + "\n")
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error})") from error
+    drawn = draw_timeline(planned.plan, planned.title, out)
+    files = "plan.json and timeline.png are" if drawn else "plan.json is"
+    notes().print(f"{files} in {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+def draw_timeline(plan: Plan, title: str, out: Path) -> bool:
+    """Writes timeline.png into `out`; False for a step in eager mode, which has no timeline.
+
+    Raises:
+        ConfigError: `out` cannot be written.
+    """
+    # The figure is the report's: to it this is a run with one plan and no task yet.
+    plans = {plan.solver: json.loads(plan.to_json())}
+    alone = RunRecords(folder=out, rounds=(), clients=(), summary=None, plans=plans, config={})
+    try:
+        out.mkdir(parents=True, exist_ok=True)
         with themed(LIGHT):
-            figure = FIGURES["timeline"].draw({planned.title: alone}, LIGHT)
-            if figure is not None:  # a step in eager mode has no timeline
+            figure = FIGURES["timeline"].draw({title: alone}, LIGHT)
+            if figure is not None:
                 figure.savefig(out / "timeline.png")
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written ({error})") from error
-    notes().print(f"plan.json and timeline.png are in {out}", markup=False, highlight=False, soft_wrap=True)
+    return figure is not None

@@ -49,7 +49,8 @@ class BatchSpec:
         if shapes != self.shapes or tuple(leaf.dtype for leaf in leaves) != self.dtypes:
             raise ConfigError(
                 f"this step was compiled for batches of shapes {list(self.shapes)} and types {list(self.dtypes)}, "
-                f"got {list(shapes)} and {[leaf.dtype for leaf in leaves]}. Compile a step for this shape too."
+                f"got {list(shapes)} and {[leaf.dtype for leaf in leaves]}. "
+                "Compile a step for this shape too, or compile with other_shapes='compile'."
             )
         if tuple(leaf.stride() for leaf in leaves) != self.strides:
             raise ConfigError(
@@ -147,8 +148,8 @@ def capture_step(model: nn.Module, loss_fn: Callable[..., Any], batch: Any) -> t
 
     try:
         with untouched(model):
-            traced = adapter.trace(whole_step, [*params.values(), *buffers.values(), *leaves])
-        builder = _Builder(traced, boundary[-1])
+            traced, held = adapter.trace(whole_step, [*params.values(), *buffers.values(), *leaves])
+        builder = _Builder(traced, held, boundary[-1])
         builder.add_inputs(params, buffers, leaves)
         return builder.build(trained), spec
     except (CaptureError, ConfigError):
@@ -173,8 +174,10 @@ def _where(error: Exception) -> str:
 class _Builder:
     """Turns a traced graph into a StepGraph."""
 
-    def __init__(self, traced: torch.fx.GraphModule, boundary: Node | None) -> None:
-        self.traced, self.boundary = traced, boundary
+    def __init__(self, traced: torch.fx.GraphModule, held: dict[int, Node | None], boundary: Node | None) -> None:
+        self.traced, self.held_by_key, self.boundary = traced, held, boundary
+        self.key_of: dict[int, int] = {}  # storage that an op makes -> its key in `held_by_key`
+        self.ops_at: dict[Node, int] = {}  # ops up to and including the node
         self.ops: list[Op] = []
         self.values: list[Value] = []
         self.storages: list[Storage] = []
@@ -210,8 +213,9 @@ class _Builder:
                 self._add_call(node)
             elif node.op == "output":
                 loss, aux, *grads = node.args[0]
-            if node is self.boundary:
-                self.backward_at = len(self.ops)
+            self.ops_at[node] = len(self.ops)
+        if self.boundary is not None:
+            self.backward_at = self.ops_at[self.boundary]
         return StepGraph(
             ops=self.ops,
             values=self.values,
@@ -224,7 +228,16 @@ class _Builder:
             loss=self._value(loss),
             aux=None if aux is None else self._value(aux),
             grads={self.params[n]: self._value(g) for n, g in zip(trained, grads, strict=True) if g is not None},
+            held=self._held(),
         )
+
+    def _held(self) -> dict[int, int]:
+        found = {}
+        for storage, key in self.key_of.items():
+            if key in self.held_by_key:
+                newest = self.held_by_key[key]
+                found[storage] = len(self.ops) if newest is None else self.ops_at[newest] - 1
+        return found
 
     def _value(self, node: Node) -> int:
         index = self.value_of[node]
@@ -239,6 +252,8 @@ class _Builder:
         elif storage is None:
             storage = len(self.storages)
             self.storages.append(Storage(storage, fake.untyped_storage().nbytes(), role, name))
+            if role is Role.TEMP:
+                self.key_of[storage] = adapter.memory_key(fake)
         index = len(self.values)
         shape, stride = tuple(int(n) for n in fake.shape), tuple(int(n) for n in fake.stride())
         self.values.append(Value(index, storage, shape, stride, int(fake.storage_offset()), fake.dtype, base))
@@ -281,6 +296,9 @@ class _Builder:
         base = writes[0] if in_place else next((r.value for r in _first_ref(args)), None) if is_view else None
         results = node.meta.get("val", ())  # an operator that only checks returns nothing
         is_tuple = isinstance(results, (tuple, list))
+        if isinstance(results, (tuple, list)):
+            given = [a.meta["val"] if isinstance(a, Node) else a for a in node.args]
+            results = adapter.as_computed(func, given, results)
         outputs = tuple(
             self._new_value(fake, Role.TEMP, node.name, base=base) if isinstance(fake, Tensor) else None
             for fake in (results if is_tuple else [results])

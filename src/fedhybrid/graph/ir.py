@@ -8,7 +8,7 @@ constants that the model itself holds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -115,6 +115,8 @@ class StepGraph:
         constants: Tensors that the model holds outside its parameters and buffers, by value index.
         loss: The scalar loss. `aux`: what the loss function returned beside it, or None.
         grads: Gradient value of each parameter that has one, by parameter value.
+        held: Of the graph as captured: for each storage that an op makes, the last op while eager PyTorch still refers
+            to it (by a Python variable, inside a layer written in C++, or in autograd); `len(ops)` if for good.
     """
 
     ops: list[Op]
@@ -128,6 +130,7 @@ class StepGraph:
     loss: int
     aux: int | None
     grads: dict[int, int]
+    held: dict[int, int] = field(default_factory=dict)
 
     def storage_of(self, value: int) -> int:
         """Index of the storage that a value views."""

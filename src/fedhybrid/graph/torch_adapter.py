@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,10 +20,11 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import checkpoint
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedhybrid.errors import FedHybridError
 
@@ -30,13 +32,16 @@ __all__ = [
     "OpOverload",
     "aliases_input",
     "allocator_events",
+    "as_computed",
     "depends_on_values",
     "is_random",
+    "memory_key",
     "overload",
     "peak_of",
     "plain_checkpoints",
     "trace",
     "traced_so_far",
+    "unfused_recurrence",
     "written_arguments",
 ]
 
@@ -57,6 +62,10 @@ _SILENT_VIEWS = {
 _SILENT_WRITERS = {"aten.native_batch_norm.default": (3, 4, 5)}  # two written arguments, then the flag `training`
 
 
+# Norms of a 16-bit input that any float32 tensor goes into keep their statistics in float32; fake tensors say 16-bit.
+_MIXED_NORMS = {"aten.native_batch_norm.default", "aten.native_group_norm.default", "aten.native_layer_norm.default"}
+
+
 def check_version() -> None:
     """Warns once when the installed torch is outside the supported range.
 
@@ -72,25 +81,74 @@ def check_version() -> None:
         warnings.warn(f"torch {torch.__version__} is newer than the newest tested version (2.13).", stacklevel=2)
 
 
-def trace(function: Callable[..., Any], flat: Sequence[Tensor]) -> GraphModule:
+class _Lifetimes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes when the last tensor over each block of memory goes away while a function is traced.
+
+    Fake tensors are referred to by exactly what refers to real ones in eager PyTorch: Python variables, the locals of
+    layers written in C++, and autograd, which lets go of what a node saved when that node has run.
+
+    Attributes:
+        held: For each block of memory that an operator gave, the newest node when it went away; None for what outlived
+            the function.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.held: dict[int, Node | None] = {}
+        self._watched: list[weakref.ref[Tensor]] = []
+        self._over = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        proxy_mode = get_proxy_mode()
+        assert proxy_mode is not None, "lifetimes are noted while tracing"
+        for result in results if isinstance(results, (tuple, list)) else [results]:
+            if isinstance(result, Tensor):
+                self._watch(result, proxy_mode.tracer.graph)
+        return results
+
+    def __exit__(self, *reason: Any) -> None:
+        self._over = True
+        alive = [tensor for tensor in (watched() for watched in self._watched) if tensor is not None]
+        self.held.update({memory_key(tensor): None for tensor in alive})
+        super().__exit__(*reason)  # type: ignore[no-untyped-call]
+
+    def _watch(self, tensor: Tensor, graph: Graph) -> None:
+        key = memory_key(tensor)
+
+        def gone(_: object) -> None:
+            if not self._over:
+                self.held[key] = _newest(graph)
+
+        self._watched.append(weakref.ref(tensor, gone))
+
+
+def memory_key(tensor: Tensor) -> int:
+    """The same number for all tensors over one block of memory, as long as it lives."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def trace(function: Callable[..., Any], flat: Sequence[Tensor]) -> tuple[GraphModule, dict[int, Node | None]]:
     """Traces `function(*flat)` into one ATen graph on fake tensors; no real tensor is read or written.
 
-    Fused oneDNN recurrent layers have a workspace of unknown size under fake tensors, so they are captured unfused.
-
     Returns:
-        The graph, whose placeholders are `flat` in order.
+        The graph, whose placeholders are `flat` in order; and for each block of memory that an operator gave (see
+        `memory_key`) the newest node when eager PyTorch would have let it go, None for what outlives the function.
     """
     check_version()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     # Plain detached fakes: parameters keep requires_grad, and the caller's tensors are never touched.
     fakes = [mode.from_tensor(t.detach()).requires_grad_(t.requires_grad) for t in flat]
-    fused = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        with mode, plain_checkpoints(), torch.enable_grad():
-            return make_fx(function)(*fakes)
-    finally:
-        torch._C._set_mkldnn_enabled(fused)
+    lifetimes = _Lifetimes()
+
+    def watched(*args: Tensor) -> Any:
+        with lifetimes:
+            return function(*args)
+
+    with mode, plain_checkpoints(), unfused_recurrence(), torch.enable_grad():
+        return make_fx(watched)(*fakes), lifetimes.held
 
 
 def traced_so_far() -> Node | None:
@@ -98,8 +156,11 @@ def traced_so_far() -> Node | None:
     proxy_mode = get_proxy_mode()
     if proxy_mode is None:
         return None
-    nodes = list(proxy_mode.tracer.graph.nodes)
-    return nodes[-1] if nodes else None
+    return _newest(proxy_mode.tracer.graph)
+
+
+def _newest(graph: Graph) -> Node | None:
+    return next(iter(reversed(graph.nodes)), None)
 
 
 def depends_on_values(error: BaseException) -> bool:
@@ -161,6 +222,34 @@ def plain_checkpoints() -> Iterator[None]:
         checkpoint.CheckpointFunction, checkpoint._checkpoint_without_reentrant_generator = before  # type: ignore[misc]
 
 
+@contextmanager
+def unfused_recurrence() -> Iterator[None]:
+    """Runs LSTM layers without oneDNN's fused kernel, whose workspace has an unknown size under fake tensors.
+
+    Only these: oneDNN also decides the strides that convolutions give.
+    """
+    places = [(place, place.lstm) for place in (torch._VF, torch)]
+
+    def without_onednn(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            enabled = torch._C._get_mkldnn_enabled()
+            torch._C._set_mkldnn_enabled(False)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                torch._C._set_mkldnn_enabled(enabled)
+
+        return call
+
+    for place, function in places:
+        place.lstm = without_onednn(function)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for place, function in places:
+            place.lstm = function  # type: ignore[attr-defined]
+
+
 def peak_of(events: Iterable[int]) -> int:
     """The largest running sum of allocator events.
 
@@ -174,6 +263,20 @@ def peak_of(events: Iterable[int]) -> int:
         if live < 0:
             raise FedHybridError(f"{-live} bytes were freed that were not allocated: this peak cannot be measured")
     return peak
+
+
+def as_computed(func: OpOverload, args: Sequence[Any], results: Sequence[Any]) -> list[Any]:
+    """The fake results of a call with the types that the CPU kernel really gives.
+
+    Args:
+        func: The operator.
+        args: What it was called with, tensors as fakes.
+        results: What the fake tensors say.
+    """
+    given = [a.dtype for a in args if isinstance(a, Tensor)]
+    if str(func) in _MIXED_NORMS and given[0].itemsize == 2 and torch.float32 in given:
+        return [results[0], *(r.to(torch.float32) for r in results[1:])]
+    return list(results)
 
 
 def is_random(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:

@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 
 from fedhybrid.report.figures import accuracy, cohorts, participation, peaks, timeline
 from fedhybrid.report.figures.style import DARK, LIGHT, Theme, themed
+from fedhybrid.report.figures.tradeoff import TradePoint, draw_tradeoff
 from fedhybrid.report.load import Runs
 
-__all__ = ["DARK", "FIGURES", "LIGHT", "Drawing", "Theme", "themed"]
+__all__ = ["DARK", "FIGURES", "LIGHT", "Drawing", "Theme", "TradePoint", "draw_tradeoff", "themed"]
 
 
 class Drawing(NamedTuple):

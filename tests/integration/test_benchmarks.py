@@ -1,0 +1,101 @@
+"""The benchmarks run, at tiny sizes, and what they print is what they claim to measure."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks/memory.py"
+TINY = ("--models", "mobilenet_v2", "--width", "0.25", "--side", "16", "--batch", "4")
+
+
+def memory(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(BENCHMARK), *TINY, *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+    )
+
+
+def rows_of(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    assert done.returncode == 0, done.stderr
+    rows: list[dict[str, Any]] = json.loads(done.stdout)["rows"]
+    return rows
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[str, Any]], Path]:
+    folder = tmp_path_factory.mktemp("memory")
+    without = "torch.compile budget 0.5,torch.compile budget 0.2,torch.compile budget 0"
+    rows = rows_of(memory("--budgets", "60,1", "--repeats", "1", "--without", without, "--out", folder, "--json"))
+    return {row["contestant"]: row for row in rows}, folder
+
+
+def test_plans_are_measured_as_planned(quick: tuple[dict[str, dict[str, Any]], Path]) -> None:
+    rows, _ = quick
+    row = rows["fedhybrid 60%"]
+    assert row["peak_bytes"] == row["planned_peak_bytes"]
+    assert row["peak_share_ratio"] <= 0.6
+    assert row["gradient_error"] < 1e-5
+    assert rows["fedhybrid 1%"]["needed_bytes"] > 0
+
+
+def test_peers_do_what_they_are_named_for(quick: tuple[dict[str, dict[str, Any]], Path]) -> None:
+    rows, _ = quick
+    assert rows["eager"]["peak_share_ratio"] == 1.0
+    assert rows["eager"]["time_ratio"] == 1.0
+    for name in ("checkpoint per block", "checkpoint per 2 blocks", "checkpoint square root"):
+        assert rows[name]["peak_bytes"] < rows["eager"]["peak_bytes"], name
+        assert rows[name]["gradient_error"] < 1e-6, name
+    assert rows["checkpoint per block"]["peak_bytes"] < rows["checkpoint square root"]["peak_bytes"]
+    assert rows["hooks 4 bit"]["peak_bytes"] < rows["hooks 8 bit"]["peak_bytes"] < rows["eager"]["peak_bytes"]
+    assert rows["hooks 4 bit"]["gradient_error"] > rows["hooks 8 bit"]["gradient_error"] > 1e-3
+
+
+def test_files_are_written(quick: tuple[dict[str, dict[str, Any]], Path]) -> None:
+    rows, folder = quick
+    assert len(json.loads((folder / "memory.json").read_text())["rows"]) == len(rows)
+    table = (folder / "memory.md").read_text().splitlines()
+    assert len(table) == 2 + len(rows)
+    assert len({line.count("|") for line in table}) == 1
+    assert (folder / "memory.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_exactness_compares_each_model_budget_and_batch() -> None:
+    done = memory("--exactness", "--budgets", "60,1", "--batch", "1,4", "--json")
+    rows = rows_of(done)
+    assert len(rows) == 2 * 2
+    assert {row["difference_bytes"] for row in rows if "needed_bytes" not in row} == {0}
+    assert {row["eager_difference_bytes"] for row in rows} == {0}
+
+
+def test_the_note_says_where_the_numbers_are_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
+    from showing import note  # noqa: PLC0415 - the folder is on the path only here
+
+    monkeypatch.setattr(note, "RESULTS", tmp_path)
+    name = note.note_name("memory", None)
+    assert re.fullmatch(r"memory_[a-z0-9-]+_20\d{4}", name)
+    path = note.write_note(name, title="Peaks", command="run it", settings={"malloc": "high"}, body="| a |")
+    text = path.read_text()
+    for part in ("# Peaks", "run it", "- torch: ", "- threads: 1", "- malloc: high", "| a |"):
+        assert part in text
+
+
+@pytest.mark.slow
+def test_torch_compile_budgets_differ() -> None:
+    """Each ratio is compiled for itself: smaller ratios save less, and recompute without a wrong gradient."""
+    rows = {row["contestant"]: row for row in rows_of(memory("--budgets", "60", "--repeats", "1", "--json"))}
+    half, fifth = rows["torch.compile budget 0.5"], rows["torch.compile budget 0.2"]
+    assert fifth["peak_bytes"] < half["peak_bytes"] < rows["eager"]["peak_bytes"]
+    assert fifth["gradient_error"] < 1e-5
