@@ -10,6 +10,7 @@ from tests.step_parts import OPTIMIZERS, cross_entropy, image_batch, small_model
 
 from fedhybrid.executor import prepare_step
 from fedhybrid.planner import KEEP, SOLVERS, Effort, Problem, build_schedule
+from fedhybrid.planner.solvers import smallest_of
 from fedhybrid.planner.solvers.greedy import GOOD_ENOUGH_RATIO
 
 NETS = ("cnn", "mobilenet_v2", "resnet20", "vit")
@@ -94,3 +95,13 @@ def test_nothing_dropped_replays_nothing() -> None:
     schedule = build_schedule(problem_of("resnet20"), {})
     assert schedule.extra_seconds == 0
     assert not [s for s in schedule.steps if s.kind.name == "REPLAY"]
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_the_floor_is_no_higher_than_any_plan(net: str) -> None:
+    problem = problem_of(net)
+    floor = smallest_of(problem, SOLVERS["milp"], Effort)
+    for name in SOLVERS:
+        assert floor.peak_bytes <= SOLVERS[name](problem, 0, Effort()).peak_bytes
+    again = SOLVERS["milp"](problem, floor.peak_bytes, Effort(max_work=10**6))
+    assert again.peak_bytes <= floor.peak_bytes

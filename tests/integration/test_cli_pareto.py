@@ -12,8 +12,8 @@ import pytest
 from tests.integration.cli_runner import Ran, assert_refused, fedhybrid
 
 from fedhybrid.cli.subject import Subject, build, capture
-from fedhybrid.cli.tradeoff import PEERS, monotone
-from fedhybrid.planner import Plan
+from fedhybrid.cli.tradeoff import PEERS
+from fedhybrid.planner import Plan, monotone
 
 SMALL = ("resnet20", "width=0.5", "--batch", "8", "--input", "3x16x16", "--threads", "1")
 

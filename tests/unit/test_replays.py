@@ -114,14 +114,7 @@ NORMS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-_WIDENS = pytest.mark.xfail(
-    strict=True, reason="normalise_from_scratch takes 32-bit statistics where the kernel had 16"
-)
-
-
-@pytest.mark.parametrize(
-    "norm", [pytest.param(n, marks=[_WIDENS] if n == "batch-no-averages" else []) for n in sorted(NORMS)]
-)
+@pytest.mark.parametrize("norm", sorted(NORMS))
 def test_norms_of_bfloat16_keep_float32_statistics(norm: str) -> None:
     torch.manual_seed(0)
     model = MixedNorm(NORMS[norm]())

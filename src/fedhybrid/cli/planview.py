@@ -45,6 +45,7 @@ def as_object(planned: Planned) -> dict[str, Any]:
         "predicted_step_time_s": plan.step_time_s,
         "extra_time_s": plan.extra_time_s,
         "bound_extra_time_s": plan.bound_extra_time_s,
+        "gap_ratio": (plan.extra_time_s - plan.bound_extra_time_s) / plan.step_time_s if plan.step_time_s else 0.0,
         "gradient_error": plan.gradient_error,
         "solver": plan.solver,
         "decisions": action_counts(planned),
@@ -108,6 +109,12 @@ def _table(planned: Planned) -> Table:
         add_bytes("measured eager peak", measured.eager_peak_bytes)
     table.add_row(
         "predicted extra time", format_seconds(plan.extra_time_s), f"of {format_seconds(plan.step_time_s)} a step"
+    )
+    gap_s = plan.extra_time_s - plan.bound_extra_time_s
+    table.add_row(
+        "proven bound",
+        format_seconds(plan.bound_extra_time_s),
+        f"no plan costs less; gap {gap_s / plan.step_time_s:.1%} of a step",
     )
     if measured is not None:
         both = f"{format_seconds(measured.step_time_s)} a step, eager {format_seconds(measured.eager_step_time_s)}"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +14,11 @@ from fedhybrid.cli.planning import Search, search_problems
 from fedhybrid.cli.subject import Subject, build, capture
 from fedhybrid.errors import ConfigError, InfeasibleBudgetError
 from fedhybrid.executor import Measurement, PreparedStep, TrainStep
-from fedhybrid.planner import SOLVERS, Plan
+from fedhybrid.planner import SOLVERS, Plan, monotone
 from fedhybrid.report.figures import TradePoint
 from fedhybrid.units import Budget, parse_budget
 
-__all__ = ["CurveRequest", "Tradeoff", "carry_out_curve", "monotone", "parse_budgets"]
+__all__ = ["CurveRequest", "Tradeoff", "carry_out_curve", "parse_budgets"]
 
 PEERS = ("keep-all", "checkpoint-blocks", "recompute-all")  # solvers that ignore the budget: one point each
 _UNLIMITED = 2**62  # bytes; a peer is shown whatever it needs
@@ -105,27 +104,6 @@ def parse_budgets(text: str) -> dict[str, Budget]:
     if problems:
         raise ConfigError(problems)
     return {label: budget for label, budget in budgets.items() if budget is not None}
-
-
-def monotone(plans: Sequence[Plan]) -> list[Plan]:
-    """The plans with the better one wherever another budget's plan is better; same order, same budgets.
-
-    Afterwards a smaller budget never has a larger peak, and a larger budget is never slower. A plan within a budget
-    is a plan for every larger one; a lower bound for a budget holds for every smaller one. Of two plans
-    that cost the same the smaller is taken.
-
-    Args:
-        plans: Of one step and one set of options, each with its budget.
-    """
-    found = []
-    for own in plans:
-        assert own.budget_bytes is not None
-        fitting = [plan for plan in plans if plan.peak_bytes <= own.budget_bytes]
-        best = min(fitting, key=lambda plan: (plan.extra_time_s, plan.peak_bytes))
-        bounds = [p.bound_extra_time_s for p in plans if (p.budget_bytes or 0) >= own.budget_bytes]
-        bound = min(max(bounds), best.extra_time_s)
-        found.append(dataclasses.replace(best, budget_bytes=own.budget_bytes, bound_extra_time_s=bound))
-    return found
 
 
 def _ladder(

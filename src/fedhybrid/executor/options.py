@@ -41,7 +41,7 @@ class PlanOptions:
             problems.append(f"unknown solver {self.solver!r}.{hint} Known: auto, {', '.join(sorted(SOLVERS))}.")
         if not 0 <= self.max_gradient_error < 1:
             problems.append(f"max_gradient_error must lie in [0, 1), got {self.max_gradient_error}")
-        elif "encode" in self.actions and self.max_gradient_error == 0:
+        elif isinstance(self.actions, Sequence) and "encode" in self.actions and self.max_gradient_error == 0:
             problems.append('the action "encode" is lossy and needs a max_gradient_error above 0; 0.02 is a good start')
         if self.time_limit_s is not None and not self.time_limit_s > 0:
             problems.append(f"time_limit_s must be positive or None, got {self.time_limit_s}")

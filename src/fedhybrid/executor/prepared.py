@@ -38,6 +38,7 @@ from fedhybrid.planner import (
     with_packs,
 )
 from fedhybrid.planner.packs import OFFLOAD
+from fedhybrid.planner.solvers import smallest_of
 from fedhybrid.protocols import Optimizer
 from fedhybrid.units import Budget, parse_budget
 
@@ -263,11 +264,9 @@ class PreparedStep:
         problem = self.problem_with(actions)
         found = solve(problem, room, effort)
         if max(found.peak_bytes, self.closing.peak_bytes) > room:
-            smallest = (
-                found
-                if not actions or effort.spent
-                else min(found, self._smallest(tuple(actions), max_gradient_error), key=_peak)
-            )
+            # Near the floor the search needs more work than it is given for an ordinary budget.
+            floor = found if not actions else self._smallest(tuple(actions), max_gradient_error)
+            smallest = min(found, floor, key=_peak)
             if solver == "auto":
                 found = smallest
             peak_bytes = max(found.peak_bytes, self.closing.peak_bytes)
@@ -306,7 +305,9 @@ class PreparedStep:
     def _smallest(self, actions: tuple[str, ...], max_error: float = 0.0) -> Solution:
         key = actions, max_error
         if key not in self._floors:
-            self._floors[key] = SOLVERS[_AUTO](self.problem_with(actions), 0, _effort(actions, max_error=max_error))
+            self._floors[key] = smallest_of(
+                self.problem_with(actions), SOLVERS[_AUTO], lambda: _effort(actions, max_error=max_error)
+            )
         return self._floors[key]
 
     @cached_property

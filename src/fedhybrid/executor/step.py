@@ -19,7 +19,7 @@ from fedhybrid.executor.shapes import OtherShapes
 from fedhybrid.executor.state import OptimizerState
 from fedhybrid.graph import allocator_events, batch_tensors, peak_of
 from fedhybrid.graph.guard import untouched
-from fedhybrid.planner import Plan
+from fedhybrid.planner import Plan, monotone
 from fedhybrid.units import Budget, parse_budget
 
 __all__ = ["TrainStep"]
@@ -166,10 +166,12 @@ class TrainStep:
     def prepare_ladder(self, budgets: Sequence[str | int | Budget]) -> None:
         """Plans and compiles a program for each of several budgets, so that `set_budget` can switch at once.
 
+        A larger budget never gets a slower plan than a smaller one, nor a smaller one a larger peak.
+
         Raises:
             InfeasibleBudgetError: No plan fits one of them.
         """
-        ladder = [self.prepared.planned(budget, self._planning) for budget in budgets]
+        ladder = monotone([self.prepared.planned(budget, self._planning) for budget in budgets])
         for plan in ladder:
             self._compiled(plan)
         self._ladder = ladder

@@ -2,6 +2,7 @@
 
 from fedhybrid.planner.calls import Update, replay_form, updates_of
 from fedhybrid.planner.costs import CallCost, CostTable
+from fedhybrid.planner.ladder import monotone
 from fedhybrid.planner.liveness import eager_timeline
 from fedhybrid.planner.packs import PackCost, with_packs
 from fedhybrid.planner.plan import Plan, TensorDecision, describe_peak, make_plan, plan_decisions
@@ -38,6 +39,7 @@ __all__ = [
     "eager_timeline",
     "make_plan",
     "make_problem",
+    "monotone",
     "plan_decisions",
     "profile_step",
     "replay_form",

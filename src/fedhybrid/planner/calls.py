@@ -72,13 +72,17 @@ def normalise_again(
     return torch.addcmul(shift.view(shape), x, scale.view(shape), out=into)
 
 
-def normalise_from_scratch(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float) -> Tensor:
-    """Batch norm's output with its statistics computed once more: exact on every build, about three passes."""
-    running = None
-    if weight is None and x.dtype in (torch.bfloat16, torch.float16):
-        # Without weights the type of the running statistics decides that of the saved ones: 32 bits, as in a module.
-        running = torch.zeros(2, x.shape[1], dtype=torch.float32)
-    mean, variance = (None, None) if running is None else (running[0], running[1])
+def normalise_from_scratch(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float, statistics: torch.dtype
+) -> Tensor:
+    """Batch norm's output with its statistics computed once more: exact on every build, about three passes.
+
+    `statistics` is the type that mean and deviation had in the forward pass. Without weights it is that of the running
+    statistics, so that others of the same type, to be thrown away, stand in for those.
+    """
+    mean = variance = None
+    if weight is None and statistics != x.dtype:
+        mean, variance = torch.zeros(2, x.shape[1], dtype=statistics)
     return torch.native_batch_norm(x, weight, bias, mean, variance, True, 0.0, eps)[0]
 
 
@@ -101,7 +105,8 @@ def replay_form(graph: StepGraph, op: Op, *, exact_affine: bool) -> Op | None:
         if mean is None or invstd is None:
             return None
         form: Callable[..., Tensor] = normalise_again if exact_affine else normalise_from_scratch
-        statistics = {"mean": Ref(mean), "invstd": Ref(invstd)} if exact_affine else {"eps": op.args[7]}
+        from_scratch = {"eps": op.args[7], "statistics": graph.values[mean].dtype}
+        statistics = {"mean": Ref(mean), "invstd": Ref(invstd)} if exact_affine else from_scratch
         return replace(
             op,
             func=form,

@@ -66,7 +66,7 @@ class Effort:
     """How long a solver may try, and what it may do.
 
     Work is counted in calls that the simulator looks at, which are the same on every machine: runs that must be
-    reproducible bound them alone; the wall-clock limit is for people who wait. A core does some 400,000 a second.
+    reproducible bound them alone; the wall-clock limit is for people who wait. A core does some 70,000 a second.
 
     Attributes:
         max_work: Calls that may be looked at.
@@ -75,7 +75,7 @@ class Effort:
         max_error: Cap on the relative error of the gradient that lossy packs add up to (their squares do).
     """
 
-    max_work: int = 150_000
+    max_work: int = 60_000
     time_limit_s: float | None = None
     recompute: bool = True
     split: bool = False

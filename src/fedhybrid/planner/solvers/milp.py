@@ -24,7 +24,7 @@ __all__ = ["milp"]
 _ROUNDS = 4  # solutions of the program, each with what was learnt from the one before
 
 # Share of the step's seconds that inexact splits must save before they are preferred to equal bits.
-_WORTH_RATIO = 0.02
+_WORTH_RATIO = 0.1
 
 
 def milp(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
@@ -32,26 +32,28 @@ def milp(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
     if not effort.recompute and not problem.packs:
         only = best_of(Search(problem, limit_bytes, effort), [{}], 0.0)
         return replace(only, bound_seconds=min(0.0, only.extra_seconds))
+    found, bound_seconds = _solve(problem, limit_bytes, replace(effort, inexact=False) if effort.split else effort)
+    if effort.split and effort.inexact:
+        relaxation = Relaxation(problem, limit_bytes, effort)
+        relaxed = relaxation.solve({}, {})
+        bound_seconds = relaxed.bound_seconds if relaxed is not None else 0.0
+        worth_seconds = _WORTH_RATIO * problem.seconds
+        if found.peak_bytes > limit_bytes or found.extra_seconds - bound_seconds >= worth_seconds:
+            other, _ = _solve(problem, limit_bytes, effort)
+            if found.peak_bytes > limit_bytes or (
+                other.peak_bytes <= limit_bytes and found.extra_seconds - other.extra_seconds >= worth_seconds
+            ):
+                found = other
+    return replace(found, bound_seconds=min(bound_seconds, found.extra_seconds))
+
+
+def _solve(problem: Problem, limit_bytes: int, effort: Effort) -> tuple[Solution, float]:
+    """A solution under one set of actions, and the bound on all of them."""
     relaxation = Relaxation(problem, limit_bytes, effort)
     first = relaxation.solve({}, {})
     bound_seconds = first.bound_seconds if first is not None else 0.0
-    seed = first.decisions if first is not None else None
-    found: Solution | None = None
-    if effort.split and effort.inexact:
-        effort.inexact = False
-        exact = Search(problem, limit_bytes, effort)
-        found = best_of(exact, _seeds(relaxation, seed), bound_seconds)
-        effort.inexact = True
-        effort.work = 0
-        worth = _WORTH_RATIO * problem.seconds
-        if found.peak_bytes <= limit_bytes and found.extra_seconds - bound_seconds < worth:
-            return replace(found, bound_seconds=bound_seconds)
-    search = Search(problem, limit_bytes, effort)
-    other = best_of(search, _seeds(relaxation, seed), bound_seconds)
-    if found is not None and found.peak_bytes <= limit_bytes:
-        dear = found.extra_seconds - other.extra_seconds >= _WORTH_RATIO * problem.seconds
-        other = other if other.peak_bytes <= limit_bytes and dear else found
-    return replace(other, bound_seconds=min(bound_seconds, other.extra_seconds))
+    seeds = _seeds(relaxation, first.decisions if first is not None else None)
+    return best_of(Search(problem, limit_bytes, effort), seeds, bound_seconds), bound_seconds
 
 
 def _seeds(relaxation: Relaxation, first: Decisions | None) -> Iterator[Decisions]:
