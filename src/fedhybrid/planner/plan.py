@@ -61,7 +61,8 @@ class Plan:
         peak_op: The operator at the peak.
         step_time_s: Predicted seconds of a step under the costs that the plan was made with.
         extra_time_s: How much of it is recomputation.
-        bound_extra_time_s: A proven lower bound of `extra_time_s` over all plans within the budget.
+        bound_extra_time_s: A proven lower bound of `extra_time_s` over all plans within the budget; if this plan gives
+            eager's bits, over all that do.
         gradient_error: Predicted relative L2 error of the gradient; 0 for plans without lossy actions.
         solver: Which solver found it.
         threads: Intra-op threads that the workspace was measured with.

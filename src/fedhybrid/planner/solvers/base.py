@@ -26,7 +26,8 @@ class Solution:
         decisions: What is not mentioned is kept and runs whole.
         peak_bytes: Above the resident bytes.
         extra_seconds: What the decisions cost.
-        bound_seconds: Proven: no decisions within the limit cost less (0 is always true without splits).
+        bound_seconds: Proven: no decisions of the same kind (exact or not) within the limit cost less; 0 where nothing
+            is proven.
     """
 
     problem: Problem

@@ -11,7 +11,7 @@ of the backward pass given and rematerialisation "at least once" instead of per 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import highspy
 import numpy as np
@@ -47,7 +47,9 @@ class Relaxation:
         self.packs_of: dict[int, list[int]] = {}
         for number, pack in enumerate(self.packs):
             self.packs_of.setdefault(pack.storage, []).append(len(self.columns) + number)
-        self.tops = Simulator(problem).tops()
+        # An update may come later in a plan than it does here, and take its scratch memory with it.
+        idle = [replace(update, workspace_bytes=0) for update in problem.updates]
+        self.tops = Simulator(replace(problem, updates=idle)).tops()
         self.gain_seconds = sum(min(0.0, self._fastest(op) - op.forms[0].seconds) for op in problem.ops)
 
     def _fastest(self, op: PlanOp) -> float:
