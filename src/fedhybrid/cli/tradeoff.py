@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -129,7 +130,8 @@ def _ladder(
         except InfeasibleBudgetError as error:
             needed_bytes = error.needed_bytes
     if needed_bytes < min((plan.peak_bytes for plan in plans.values()), default=sys.maxsize):
-        plans["smallest"] = search.plan(prepared, needed_bytes)
+        with suppress(InfeasibleBudgetError):  # a solver may miss what it has reached before
+            plans["smallest"] = search.plan(prepared, needed_bytes)
     return dict(zip(plans, monotone(list(plans.values())), strict=True)), tuple(infeasible)
 
 

@@ -16,7 +16,7 @@ from fedhybrid.executor.prepared import PreparedStep
 from fedhybrid.executor.step import TrainStep
 from fedhybrid.planner import Plan
 from fedhybrid.protocols import Optimizer
-from fedhybrid.units import Budget
+from fedhybrid.units import Budget, parse_budget
 
 __all__ = ["compile_step", "plan_step"]
 
@@ -90,6 +90,7 @@ def compile_step(
     planning = PlanOptions(
         actions=actions, solver=solver, max_gradient_error=max_gradient_error, time_limit_s=time_limit_s
     )
+    _check_budgets(budget, ladder)  # before the capture, which takes a while
     prepared: PreparedStep | PreparedEager
     if mode == "eager":
         prepared = prepare_eager(model, loss_fn, batch, optimizer, clip_norm=clip_norm, micro_batches=micro_batches)
@@ -130,11 +131,19 @@ def plan_step(
     planning = PlanOptions(
         actions=actions, solver=solver, max_gradient_error=max_gradient_error, time_limit_s=time_limit_s
     )
+    _check_budgets(budget, ())
     try:
         prepared = prepare_step(model, loss_fn, batch, optimizer, clip_norm=clip_norm, micro_batches=micro_batches)
     except CaptureError as error:
         raise _with_eager_advice(error) from error
     return prepared.planned(budget, planning)
+
+
+def _check_budgets(budget: str | int | Budget | None, ladder: Sequence[str | int | Budget]) -> None:
+    if isinstance(ladder, str) or not isinstance(ladder, Sequence):
+        raise ConfigError(f'ladder must be a sequence of budgets, such as ("100%", "60%"), got {ladder!r}')
+    for given in (*([] if budget is None else [budget]), *ladder):
+        parse_budget(given)
 
 
 def _with_eager_advice(error: CaptureError) -> CaptureError:

@@ -36,14 +36,21 @@ class PlanOptions:
         else:
             known = ", ".join(ACTIONS)
             problems += [f"unknown action {a!r}; known: {known}" for a in self.actions if a not in ACTIONS]
-        if self.solver != "auto" and self.solver not in SOLVERS:
+        solver: object = self.solver
+        if not isinstance(solver, str):
+            problems.append(f"solver must be a name, got {solver!r}")
+        elif self.solver != "auto" and self.solver not in SOLVERS:
             hint = nearest_hint(self.solver, SOLVERS)
             problems.append(f"unknown solver {self.solver!r}.{hint} Known: auto, {', '.join(sorted(SOLVERS))}.")
-        if not 0 <= self.max_gradient_error < 1:
-            problems.append(f"max_gradient_error must lie in [0, 1), got {self.max_gradient_error}")
+        if not _is_number(self.max_gradient_error) or not 0 <= self.max_gradient_error < 1:
+            problems.append(f"max_gradient_error must be a number in [0, 1), got {self.max_gradient_error!r}")
         elif isinstance(self.actions, Sequence) and "encode" in self.actions and self.max_gradient_error == 0:
             problems.append('the action "encode" is lossy and needs a max_gradient_error above 0; 0.02 is a good start')
-        if self.time_limit_s is not None and not self.time_limit_s > 0:
-            problems.append(f"time_limit_s must be positive or None, got {self.time_limit_s}")
+        if self.time_limit_s is not None and not (_is_number(self.time_limit_s) and self.time_limit_s > 0):
+            problems.append(f"time_limit_s must be positive or None, got {self.time_limit_s!r}")
         if problems:
             raise ConfigError(problems)
+
+
+def _is_number(given: object) -> bool:
+    return isinstance(given, (int, float)) and not isinstance(given, bool)

@@ -95,6 +95,7 @@ def prepare_step(
         micro_batches=micro_batches,
         norm_bytes=norm_bytes,
         op_seconds=op_seconds,
+        modes={name: module.training for name, module in model.named_modules()},
     )
 
 
@@ -103,8 +104,16 @@ def for_batch(prepared: PreparedStep, batch: Any, known: CostTable) -> PreparedS
 
     Raises:
         CaptureError: The step does not trace with this shape.
-        ConfigError: Other parameters get a gradient with this shape, or what `prepare_step` refuses.
+        ConfigError: Other parameters get a gradient with this shape, the model is in another mode (train or eval), or
+            what `prepare_step` refuses.
     """
+    modules = dict(prepared.model.named_modules())
+    moved = [name or "the model" for name, mode in prepared.modes.items() if modules[name].training != mode]
+    if moved:
+        raise ConfigError(
+            f"{moved[0]} is not in the mode (train or eval) that the step was compiled in, and this batch has a new "
+            "shape; put the model back into that mode first (model.train())"
+        )
     other = prepare_step(
         prepared.model,
         prepared.loss_fn,

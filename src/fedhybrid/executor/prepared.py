@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from torch import nn
 
-from fedhybrid.errors import InfeasibleBudgetError
+from fedhybrid.errors import ConfigError, InfeasibleBudgetError
 from fedhybrid.executor.bound import BoundModel, Layouts
 from fedhybrid.executor.closing import Closing, closing_of, whole_plan
 from fedhybrid.executor.forms import update_form
@@ -57,6 +57,7 @@ class PreparedStep:
         spec: Of a whole batch; with micro-batches, `raw` and `graph` are of one of them.
         norm_bytes: Scratch of clipping here, and in eager PyTorch; zeros without clipping.
         op_seconds: What priced the operators, if they were not timed here.
+        modes: Which modules were in training mode.
     """
 
     model: nn.Module
@@ -74,6 +75,7 @@ class PreparedStep:
     micro_batches: int = 1
     norm_bytes: tuple[int, int] = (0, 0)
     op_seconds: Callable[[OpWork], float] | None = None
+    modes: Mapping[str, bool] = field(default_factory=dict)
 
     mode = "program"
 
@@ -246,7 +248,8 @@ class PreparedStep:
             budget: Bytes, "96 MiB", or "40%" (R + 0.4 A).
             actions: What the plan may do; an empty sequence allows nothing but the captured program.
             solver: A name of `SOLVERS`, or "auto".
-            max_gradient_error: Cap on the relative L2 error of the whole gradient; only "encode" makes one.
+            max_gradient_error: Cap on the relative L2 error of the whole gradient, as measured on the example batch
+                with the weights at the time of planning; only "encode" makes one.
             time_limit_s: Wall-clock limit; without one the effort is bounded by work alone and so reproducible.
 
         Raises:
@@ -264,20 +267,27 @@ class PreparedStep:
         problem = self.problem_with(actions)
         found = solve(problem, room, effort)
         if max(found.peak_bytes, self.closing.peak_bytes) > room:
-            # Near the floor the search needs more work than it is given for an ordinary budget.
-            floor = found if not actions else self._smallest(tuple(actions), max_gradient_error)
-            smallest = min(found, floor, key=_peak)
-            if solver == "auto":
-                found = smallest
-            peak_bytes = max(found.peak_bytes, self.closing.peak_bytes)
+            smallest = found
+            if solver == "auto" and actions:
+                # Near the floor the search needs more work than it is given for an ordinary budget.
+                smallest = min(found, self._smallest(tuple(actions), max_gradient_error), key=_peak)
+                # What was proven for the floor's own budget does not hold for a larger one.
+                found = replace(smallest, bound_seconds=min(found.bound_seconds, smallest.extra_seconds))
+            peak_bytes = max(smallest.peak_bytes, self.closing.peak_bytes)
             if peak_bytes > room:
                 closes = self.closing.peak_bytes >= smallest.peak_bytes
                 raise InfeasibleBudgetError(
-                    needed_bytes=self.resident_bytes + max(smallest.peak_bytes, self.closing.peak_bytes),
+                    needed_bytes=self.resident_bytes + peak_bytes,
                     budget_bytes=limit,
                     blocker=self.closing.peak_op if closes else describe_peak(problem, smallest),
                 )
-        return self._plan(found, limit, name)
+        plan = self._plan(found, limit, name)
+        if plan.gradient_error > max_gradient_error * (1 + 1e-9):
+            raise ConfigError(
+                f"the solver {name!r} does not keep to max_gradient_error={max_gradient_error}: its plan has "
+                f"{plan.gradient_error:.4f}. Raise the cap, or let solver='auto' choose."
+            )
+        return plan
 
     def planned(self, budget: str | int | Budget, options: PlanOptions) -> Plan:
         """As `plan`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, final
 
 from fedhybrid.executor.options import PlanOptions
@@ -45,7 +46,8 @@ class OtherShapes:
             prepared = self._prepared.get(key) or for_batch(self._main, batch, self._known)
             plan = self._plan(prepared, budget_bytes)
             self._made[key, budget_bytes] = plan, prepared.compile(plan)
-            self._prepared[key], self._known = prepared, prepared.costs
+            # Its batch is not needed again and must not be kept alive.
+            self._prepared[key], self._known = replace(prepared, example=None), prepared.costs
         return self._made[key, budget_bytes][1]
 
     def _plan(self, prepared: PreparedStep, budget_bytes: int | None) -> Plan:

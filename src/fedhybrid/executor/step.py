@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -72,6 +73,7 @@ class TrainStep:
         runner = self._runner_for(given)
         self._bound.refresh()
         counts = dict(self.state.counts)
+        self.aux = None  # the last step's may be large, and no plan counts it
         try:
             loss, self.aux = runner.run(self._bound, given, self.state.apply)
         except BaseException:
@@ -159,7 +161,10 @@ class TrainStep:
         )
         fitting = [rung for rung in self._ladder if rung.peak_bytes <= limit]
         if fitting:
-            self.use_plan(min(fitting, key=lambda rung: (rung.extra_time_s, rung.peak_bytes)))
+            rung = min(fitting, key=lambda rung: (rung.extra_time_s, rung.peak_bytes))
+            if rung.budget_bytes is not None and rung.budget_bytes < limit:  # its bound was proven for less
+                rung = replace(rung, bound_extra_time_s=min(0.0, rung.bound_extra_time_s))
+            self.use_plan(replace(rung, budget_bytes=limit))
             return
         self.use_plan(self.prepared.planned(budget, self._planning))
 
@@ -171,7 +176,9 @@ class TrainStep:
         Raises:
             InfeasibleBudgetError: No plan fits one of them.
         """
-        ladder = monotone([self.prepared.planned(budget, self._planning) for budget in budgets])
+        planned = [self.prepared.planned(budget, self._planning) for budget in budgets]
+        own = [self._plan] if planned and self._plan.budget_bytes is not None else []
+        ladder = monotone([*own, *planned])
         for plan in ladder:
             self._compiled(plan)
         self._ladder = ladder

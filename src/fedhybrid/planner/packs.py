@@ -81,12 +81,12 @@ def _gates(graph: StepGraph, storage: int) -> tuple[float, float] | None:
 def packable(problem: Problem, actions: Sequence[str]) -> list[tuple[int, str]]:
     """(storage, codec) of every pack that the actions allow."""
     graph = problem.graph
-    two_valued = _two_valued(graph)
+    two_valued, unsuitable = _two_valued(graph), _written_oddly(graph)
     exact = _read_exactly(graph)
     found = []
     for storage, uses in sorted(problem.uses.items()):
         value = _whole_value(graph, storage)
-        if value is None or storage in problem.outputs or uses[0] < problem.backward_at:
+        if value is None or storage in unsuitable or storage in problem.outputs or uses[0] < problem.backward_at:
             continue
         if graph.storages[storage].nbytes < _LEAST_BYTES or not _born_in_forward(problem, storage):
             continue
@@ -111,13 +111,23 @@ def _whole_value(graph: StepGraph, storage: int) -> Value | None:
     return first if first is not None and graph.covers_storage(first.index) else None
 
 
+def _written_oddly(graph: StepGraph) -> set[int]:
+    """Storages that the backward pass writes (what is packed would be the old content), or that are written in part."""
+    found: set[int] = set()
+    for position, op in enumerate(graph.ops):
+        for value in op.writes:
+            if position >= graph.backward_at or not graph.covers_storage(value):
+                found.add(graph.storage_of(value))
+    return found
+
+
 def _two_valued(graph: StepGraph) -> set[int]:
     """Storages whose elements are 0 or one other number: random masks, also after scaling by a number."""
     found: set[int] = set()
     for op in graph.ops[: graph.backward_at]:
         name = op.target.split(".")[1]
         out = op.outputs[0] if op.outputs else None
-        if out is None:
+        if out is None or not graph.covers_storage(out):
             continue
         if name in ("bernoulli", "bernoulli_"):
             found.add(graph.storage_of(out))

@@ -122,7 +122,8 @@ class Plan:
     @property
     def bit_identical(self) -> bool:
         """Whether the plan promises eager's bits: nothing lossy, and no split that changes the order of sums."""
-        return self.gradient_error == 0 and all(split.exact for split in self.splits)
+        lossy = any(d.action.startswith("encode:affine") for d in self.decisions)
+        return not lossy and self.gradient_error == 0 and all(split.exact for split in self.splits)
 
     @property
     def recomputed_bytes(self) -> int:

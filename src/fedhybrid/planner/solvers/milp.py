@@ -63,7 +63,7 @@ def _seeds(relaxation: Relaxation, first: Decisions | None) -> Iterator[Decision
     simulator = Simulator(problem)
     yielded = []
     for _ in range(_ROUNDS):
-        if decisions is None:
+        if decisions is None or relaxation.effort.spent:
             break
         if decisions not in yielded:
             yielded.append(decisions)

@@ -83,6 +83,8 @@ class Relaxation:
         options = {"output_flag": False, "threads": 1, "random_seed": 0, "mip_max_nodes": _MAX_NODES}
         for name, value in {**options, "mip_rel_gap": 1e-4}.items():
             solver.setOptionValue(name, value)
+        if self.effort.time_limit_s is not None:
+            solver.setOptionValue("time_limit", self.effort.time_limit_s)
         solver.passModel(model)
         solver.run()
         if solver.getModelStatus() == highspy.HighsModelStatus.kInfeasible:
