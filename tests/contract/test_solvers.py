@@ -13,7 +13,7 @@ from fedhybrid.planner import KEEP, SOLVERS, Effort, Problem, build_schedule
 from fedhybrid.planner.solvers import smallest_of
 from fedhybrid.planner.solvers.greedy import GOOD_ENOUGH_RATIO
 
-NETS = ("cnn", "mobilenet_v2", "resnet20", "vit")
+NETS = ("cnn", "resnet20", "vit")
 
 
 @cache
