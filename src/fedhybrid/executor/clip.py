@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedhybrid.graph import StepGraph, Value, allocator_events, peak_of
 from fedhybrid.planner import Update
+from fedhybrid.planner.scratch import scratch
 
 __all__ = ["check_clip_norm", "clip_coefficient", "norm_scratch"]
 
@@ -60,15 +61,9 @@ def norm_scratch(graph: StepGraph, updates: Sequence[Update], micro_batches: int
 
 def _norm_bytes(values: Sequence[tuple[Value, Value]]) -> int:
     """Most bytes that `clip_coefficient` allocates at once, for pairs of gradient and parameter."""
-    gradients = [_scratch(grad) for grad, _ in values]
-    params = [_scratch(param) for _, param in values]
+    gradients = [scratch(grad, None) for grad, _ in values]
+    params = [scratch(param, None) for _, param in values]
     clip_coefficient(gradients[:1], params[:1], 1.0)  # what the first call sets up once is no scratch
     with allocator_events() as events:
         clip_coefficient(gradients, params, 1.0)
     return peak_of(events)
-
-
-def _scratch(value: Value) -> Tensor:
-    """A tensor of the value's layout, without content; expanded dimensions take no memory."""
-    extent = 1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride, strict=True)) if value.numel else 0
-    return torch.empty(extent, dtype=value.dtype).as_strided(value.shape, value.stride)

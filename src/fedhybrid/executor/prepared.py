@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -37,7 +36,7 @@ from fedhybrid.planner import (
     plan_decisions,
     with_packs,
 )
-from fedhybrid.planner.packs import OFFLOAD
+from fedhybrid.planner.packs import LOSSY, OFFLOAD
 from fedhybrid.planner.solvers import smallest_of
 from fedhybrid.protocols import Optimizer
 from fedhybrid.units import Budget, parse_budget
@@ -58,6 +57,7 @@ class PreparedStep:
         norm_bytes: Scratch of clipping here, and in eager PyTorch; zeros without clipping.
         op_seconds: What priced the operators, if they were not timed here.
         modes: Which modules were in training mode.
+        pack_costs: What codecs cost here, as far as it has been measured.
     """
 
     model: nn.Module
@@ -76,12 +76,18 @@ class PreparedStep:
     norm_bytes: tuple[int, int] = (0, 0)
     op_seconds: Callable[[OpWork], float] | None = None
     modes: Mapping[str, bool] = field(default_factory=dict)
+    pack_costs: dict[str, PackCost] = field(default_factory=dict)
 
     mode = "program"
 
     @cached_property
     def problem(self) -> Problem:
         """The step as the solvers see it; with micro-batches, the program of one of them."""
+        return self._offer((), {})
+
+    @cached_property
+    def _bare_problem(self) -> Problem:
+        """Without packs."""
         timeline = eager_timeline(
             self.raw,
             self.costs,
@@ -100,14 +106,14 @@ class PreparedStep:
             held_bytes=self.closing.held_bytes,
         )
         if not held:
-            return self._offer(problem, (), {})
+            return problem
         # The norm is taken right before the first update, which counts its scratch.
         first, *others = problem.updates
         first = replace(first, workspace_bytes=max(first.workspace_bytes, self.norm_bytes[0]))
-        return self._offer(replace(problem, updates=[first, *others]), (), {})
+        return replace(problem, updates=[first, *others])
 
-    def _offer(self, problem: Problem, actions: Sequence[str], errors: Mapping[tuple[int, str], float]) -> Problem:
-        return with_packs(problem, actions, errors=errors, op_seconds=self.op_seconds, known=self._pack_costs)
+    def _offer(self, actions: Sequence[str], errors: Mapping[tuple[int, str], float]) -> Problem:
+        return with_packs(self._bare_problem, actions, errors=errors, op_seconds=self.op_seconds, known=self.pack_costs)
 
     def problem_with(self, actions: Sequence[str]) -> Problem:
         """The problem with what these actions offer beside the loss-free packs.
@@ -116,17 +122,12 @@ class PreparedStep:
         """
         asked = tuple(sorted({"encode", "offload"} & set(actions)))
         if asked and asked not in self._problems:
-            bare = replace(self.problem, packs=[], encodes={}, decodes={}, nbytes=self.problem.nbytes[: self._storages])
-            errors = self._errors if "encode" in asked else {}
-            self._problems[asked] = self._offer(bare, asked, errors)
+            self._problems[asked] = self._offer(asked, self._errors if "encode" in asked else {})
         return self._problems[asked] if asked else self.problem
 
     @cached_property
     def _errors(self) -> dict[tuple[int, str], float]:
-        everything = defaultdict[tuple[int, str], float](float)
-        bare = replace(self.problem, packs=[], encodes={}, decodes={}, nbytes=self.problem.nbytes[: self._storages])
-        everything.update({(s, c): 0.0 for s in bare.uses for c in ("affine-8", "affine-4")})
-        problem = self._offer(bare, ("encode",), everything)
+        problem = self._offer(("encode",), {(s, c): 0.0 for s in self._bare_problem.uses for c in LOSSY})
         small = plan_decisions(problem, self.smallest(actions=("recompute",)))
         return gradient_errors(
             problem,
@@ -134,14 +135,6 @@ class PreparedStep:
             self.example,
             lambda decisions: self._runner(Solution.of(problem, {**small, **decisions}), problem),
         )
-
-    @property
-    def _storages(self) -> int:
-        return len(self.graph.storages)
-
-    @cached_property
-    def _pack_costs(self) -> dict[str, PackCost]:
-        return {}
 
     @cached_property
     def _problems(self) -> dict[tuple[str, ...], Problem]:
@@ -210,8 +203,7 @@ class PreparedStep:
         lossy = [(d.storage, d.action.removeprefix("encode:")) for d in plan.decisions if "affine" in d.action]
         errors = dict.fromkeys(lossy, plan.gradient_error / max(len(lossy), 1) ** 0.5)
         actions = [*(["encode"] if lossy else []), *(["offload"] if OFFLOAD in codecs else [])]
-        bare = replace(self.problem, packs=[], encodes={}, decodes={}, nbytes=self.problem.nbytes[: self._storages])
-        return self._offer(bare, actions, errors)
+        return self._offer(actions, errors)
 
     def _runner(self, found: Solution, problem: Problem) -> ProgramRunner:
         return ProgramRunner(

@@ -22,10 +22,10 @@ from fedhybrid.opwork import OpWork
 from fedhybrid.planner.problem import FIRST_PACK, Form, Kind, Pack, PlanOp, Problem
 from fedhybrid.planner.scratch import Call, measure_bytes, measure_seconds, scratch
 
-__all__ = ["OFFLOAD", "PackCost", "codec_of", "packable", "with_packs"]
+__all__ = ["LOSSY", "OFFLOAD", "PackCost", "codec_of", "packable", "with_packs"]
 
 OFFLOAD = "offload"  # the pseudo-codec of a file: no memory at all
-_LOSSY = ("affine-8", "affine-4")
+LOSSY = ("affine-8", "affine-4")
 
 # Backward operators whose second argument decides by comparison alone, and the numbers that it is compared with.
 _GATES: dict[str, Callable[[Sequence[object]], tuple[float, float]]] = {
@@ -63,7 +63,7 @@ def codec_of(problem: Problem, pack: Pack) -> Codec:
 
 def _codec(graph: StepGraph, storage: int, name: str) -> Codec:
     make = CODECS[name]
-    if name not in _LOSSY:
+    if name not in LOSSY:
         return make()
     return make(gates=_gates(graph, storage))
 
@@ -82,33 +82,29 @@ def packable(problem: Problem, actions: Sequence[str]) -> list[tuple[int, str]]:
     """(storage, codec) of every pack that the actions allow."""
     graph = problem.graph
     two_valued, unsuitable = _two_valued(graph), _written_oddly(graph)
-    exact = _read_exactly(graph)
+    exact, whole = _read_exactly(graph), _whole_values(graph)
+    born = {storage for op in problem.ops[: problem.backward_at] for storage in op.births}
     found = []
-    for storage, uses in sorted(problem.uses.items()):
-        value = _whole_value(graph, storage)
-        if value is None or storage in unsuitable or storage in problem.outputs or uses[0] < problem.backward_at:
-            continue
-        if graph.storages[storage].nbytes < _LEAST_BYTES or not _born_in_forward(problem, storage):
+    for storage in sorted(born & problem.uses.keys() & whole.keys()):
+        value = whole[storage]
+        if storage in unsuitable or storage in problem.outputs or graph.storages[storage].nbytes < _LEAST_BYTES:
             continue
         if storage in two_valued or value.dtype == torch.bool:
             found.append((storage, "bits"))
         elif "encode" in actions and value.dtype.is_floating_point and storage not in exact:
-            found += [(storage, name) for name in _LOSSY if _codec(graph, storage, name).accepts(value.dtype)]
+            found += [(storage, name) for name in LOSSY if _codec(graph, storage, name).accepts(value.dtype)]
         if "offload" in actions:
             found.append((storage, OFFLOAD))
     return found
 
 
-def _born_in_forward(problem: Problem, storage: int) -> bool:
-    return any(storage in op.births for op in problem.ops[: problem.backward_at])
-
-
-def _whole_value(graph: StepGraph, storage: int) -> Value | None:
-    """The storage's first value if it fills the storage."""
-    if graph.storages[storage].role is not Role.TEMP:
-        return None
-    first = next((v for v in graph.values if v.storage == storage and v.base is None), None)
-    return first if first is not None and graph.covers_storage(first.index) else None
+def _whole_values(graph: StepGraph) -> dict[int, Value]:
+    """The first value of each temporary storage that fills it."""
+    return {
+        v.storage: v
+        for v in graph.values
+        if v.base is None and graph.storages[v.storage].role is Role.TEMP and graph.covers_storage(v.index)
+    }
 
 
 def _written_oddly(graph: StepGraph) -> set[int]:
@@ -169,9 +165,10 @@ def with_packs(
         op_seconds: Prices codecs as copies of their bytes on another device; without it they are timed here.
         known: Costs measured before, by layout and codec; those measured now are added.
     """
-    graph = problem.graph
-    wanted = [(s, c) for s, c in packable(problem, actions) if c not in _LOSSY or (s, c) in errors]
-    _measure(graph, [key for key in wanted if key[1] != OFFLOAD], known, timed=op_seconds is None)
+    graph, whole = problem.graph, _whole_values(problem.graph)
+    wanted = [(s, c) for s, c in packable(problem, actions) if c not in LOSSY or (s, c) in errors]
+    codecs = {(s, c): _codec(graph, s, c) for s, c in wanted if c != OFFLOAD}
+    _measure([(codec, whole[s]) for (s, _), codec in codecs.items()], known, timed=op_seconds is None)
     nbytes, uid = list(problem.nbytes), len(problem.calls)
     packs: list[Pack] = []
     encodes: dict[tuple[int, int], PlanOp] = {}
@@ -179,10 +176,9 @@ def with_packs(
     options: dict[int, int] = {}
     for storage, name in wanted:
         option = options[storage] = options.get(storage, FIRST_PACK - 1) + 1
-        value = _whole_value(graph, storage)
-        assert value is not None
-        packed_bytes = 0 if name == OFFLOAD else _codec(graph, storage, name).encoded_bytes(value.numel, value.dtype)
-        cost = known.get(_key(graph, storage, name)) or _file_cost(value.nbytes)
+        value, codec = whole[storage], codecs.get((storage, name))
+        packed_bytes = 0 if codec is None else codec.encoded_bytes(value.numel, value.dtype)
+        cost = _file_cost(value.nbytes) if codec is None else known[_key(codec, value)]
         if op_seconds is not None:
             copied = op_seconds(OpWork("copy", float(value.numel), value.nbytes + packed_bytes))
             cost = PackCost((copied, cost.encode[1]), (copied, cost.decode[1]))
@@ -209,30 +205,26 @@ def _file_cost(nbytes: int) -> PackCost:
     return PackCost((nbytes / _FILE_BYTES_PER_S, 0), (nbytes / _FILE_BYTES_PER_S, 0))
 
 
-def _key(graph: StepGraph, storage: int, name: str) -> str:
-    value = _whole_value(graph, storage)
-    assert value is not None
-    gates = _gates(graph, storage) if name in _LOSSY else None
-    return f"{name} {gates} {value.shape} {value.stride} {value.dtype}"
+def _key(codec: Codec, value: Value) -> str:
+    """Equal for packs that cost the same; a codec's text names its options, gates among them."""
+    return f"{codec!r} {value.shape} {value.stride} {value.dtype}"
 
 
-def _measure(graph: StepGraph, wanted: list[tuple[int, str]], known: dict[str, PackCost], *, timed: bool) -> None:
+def _measure(wanted: Sequence[tuple[Codec, Value]], known: dict[str, PackCost], *, timed: bool) -> None:
     """Adds what is not known yet: every distinct encode and decode, one at a time on scratch tensors."""
-    distinct = {_key(graph, s, c): (s, c) for s, c in wanted if _key(graph, s, c) not in known}
+    distinct = {_key(codec, value): (codec, value) for codec, value in wanted}
+    distinct = {key: pair for key, pair in distinct.items() if key not in known}
     if not distinct:
         return
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         makers: list[tuple[Callable[[], Call], int]] = []
-        for storage, name in distinct.values():
-            value = _whole_value(graph, storage)
-            assert value is not None
-            codec = _codec(graph, storage, name)
+        for codec, value in distinct.values():
             for _ in range(2):  # what a first call allocates once and for all is no workspace
-                code = codec.encode(_sample(value, name))
+                code = codec.encode(_sample(codec, value))
                 codec.decode(code, value.shape, value.stride, value.dtype)
-            makers.append((partial(_encode_call, codec, value, name), code.numel()))
-            makers.append((partial(_decode_call, codec, value, name), value.nbytes))
+            makers.append((partial(_encode_call, codec, value), code.numel()))
+            makers.append((partial(_decode_call, codec, value), value.nbytes))
         measured = measure_bytes(makers)
         seconds = [measure_seconds(make()) if timed else 0.0 for make, _ in makers]
     for number, key in enumerate(distinct):
@@ -241,16 +233,16 @@ def _measure(graph: StepGraph, wanted: list[tuple[int, str]], known: dict[str, P
         )
 
 
-def _sample(value: Value, name: str) -> torch.Tensor:
+def _sample(codec: Codec, value: Value) -> torch.Tensor:
     tensor = scratch(value)
-    return (tensor > 0).to(value.dtype) if name == "bits" else tensor
+    return (tensor > 0).to(value.dtype) if codec.name == "bits" else tensor
 
 
-def _encode_call(codec: Codec, value: Value, name: str) -> Call:
-    tensor = _sample(value, name)
+def _encode_call(codec: Codec, value: Value) -> Call:
+    tensor = _sample(codec, value)
     return lambda: codec.encode(tensor)
 
 
-def _decode_call(codec: Codec, value: Value, name: str) -> Call:
-    code = codec.encode(_sample(value, name))
+def _decode_call(codec: Codec, value: Value) -> Call:
+    code = codec.encode(_sample(codec, value))
     return lambda: codec.decode(code, value.shape, value.stride, value.dtype)

@@ -128,7 +128,7 @@ class Plan:
     @property
     def recomputed_bytes(self) -> int:
         """Bytes of the storages that are dropped and made again."""
-        return sum(d.nbytes for d in self.decisions)
+        return sum(d.nbytes for d in self.decisions if d.action.startswith("recompute"))
 
 
 def _problems(raw: Any) -> list[str]:

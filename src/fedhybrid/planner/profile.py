@@ -21,7 +21,16 @@ from fedhybrid.planner.calls import (
     update_signature,
 )
 from fedhybrid.planner.costs import CallCost, CostTable, work_of_update
-from fedhybrid.planner.scratch import FILLS, Call, Fill, measure_bytes, measure_seconds, scratch
+from fedhybrid.planner.scratch import (
+    FILLS,
+    Call,
+    Fill,
+    birth_bytes,
+    measure_bytes,
+    measure_seconds,
+    scratch,
+    scratch_arguments,
+)
 from fedhybrid.planner.split_costs import profile_splits
 from fedhybrid.planner.work import op_work
 from fedhybrid.protocols import Optimizer
@@ -61,7 +70,7 @@ def profile_step(
             key = signature(owner, op)
             if key not in makers and key not in done:
                 makers[key] = _op_maker(owner, op)
-                births[key] = _birth_bytes(owner, op)
+                births[key] = birth_bytes(owner, op)
                 works[key] = op_work(owner, op)
         for update in updates:
             key = update_signature(graph, update, optimizer)
@@ -92,17 +101,9 @@ def _distinct_ops(raw: StepGraph, graph: StepGraph, exact_affine: bool) -> Itera
             yield graph, form
 
 
-def _birth_bytes(graph: StepGraph, op: Op) -> int:
-    """Bytes of the storages that a call leaves behind; none where it wrote in place."""
-    if op.eager_inplace and op.writes:
-        return 0
-    return sum(graph.storages[graph.storage_of(v)].nbytes for v in op.outputs if v is not None)
-
-
 def _op_maker(graph: StepGraph, op: Op) -> MakeCall:
     def make(fill: Fill) -> Call:
-        tensors = {v: scratch(graph.values[v], fill) for v in op.inputs}
-        args, kwargs = map_refs((op.args, op.kwargs), tensors.__getitem__)
+        args, kwargs = scratch_arguments(graph, op, fill)
         return lambda: op.func(*args, **kwargs)
 
     return make

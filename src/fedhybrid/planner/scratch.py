@@ -10,9 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedhybrid.graph import Value, allocator_events, peak_of
+from fedhybrid.graph import Op, StepGraph, Value, allocator_events, map_refs, peak_of
 
-__all__ = ["FILLS", "Call", "Fill", "measure_bytes", "measure_ratio", "measure_seconds", "scratch"]
+__all__ = [
+    "FILLS",
+    "Call",
+    "Fill",
+    "birth_bytes",
+    "measure_bytes",
+    "measure_ratio",
+    "measure_seconds",
+    "scratch",
+    "scratch_arguments",
+]
 
 _MARKER_BYTES = 7919  # a size that no operator allocates, to cut the stream of allocator events at calls
 _TIMED_RUNS = 3
@@ -37,13 +47,27 @@ def _ones(flat: Tensor) -> None:
 FILLS: tuple[Fill, ...] = (_normal, _uniform, _ones)
 
 
-def scratch(value: Value, fill: Fill = _normal) -> Tensor:
-    """A tensor of the value's shape, strides and type, filled with ordinary numbers (integers: zeros)."""
+def scratch(value: Value, fill: Fill | None = _normal) -> Tensor:
+    """A tensor of the value's shape, strides and type, filled with ordinary numbers (integers, or no fill: zeros)."""
     extent = 1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride, strict=True)) if value.numel else 0
     flat = torch.zeros(extent, dtype=value.dtype)
-    if value.dtype.is_floating_point:
+    if fill is not None and value.dtype.is_floating_point:
         fill(flat)
     return flat.as_strided(value.shape, value.stride)
+
+
+def scratch_arguments(graph: StepGraph, op: Op, fill: Fill) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """An operator's arguments and keyword arguments with a scratch tensor for each value."""
+    tensors = {v: scratch(graph.values[v], fill) for v in op.inputs}
+    args, kwargs = map_refs((op.args, op.kwargs), tensors.__getitem__)
+    return args, kwargs
+
+
+def birth_bytes(graph: StepGraph, op: Op) -> int:
+    """Bytes of the storages that a call leaves behind; none where it wrote in place."""
+    if op.eager_inplace and op.writes:
+        return 0
+    return sum(graph.storages[graph.storage_of(v)].nbytes for v in op.outputs if v is not None)
 
 
 def measure_bytes(makers: Sequence[tuple[Callable[[], Call], int]]) -> list[tuple[int, int]]:

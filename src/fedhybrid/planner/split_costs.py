@@ -8,11 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fedhybrid.graph import Op, StepGraph, map_refs
+from fedhybrid.graph import Op, StepGraph
 from fedhybrid.planner.calls import signature
 from fedhybrid.planner.costs import CallCost, SplitCost
 from fedhybrid.planner.inplace import split_targets
-from fedhybrid.planner.scratch import Call, Fill, measure_bytes, measure_ratio, scratch
+from fedhybrid.planner.scratch import Call, Fill, birth_bytes, measure_bytes, measure_ratio, scratch_arguments
 from fedhybrid.planner.splits import SPLITS
 
 __all__ = ["profile_splits"]
@@ -44,7 +44,7 @@ def profile_splits(
             most = SPLITS[op.target].most_chunks(op.args, op.kwargs, graph.values)
             wanted += [(key, chunks) for chunks in _CHUNKS if 1 < chunks <= most]
     makers = [partial(_make, *distinct[key], fills[key], chunks) for key, chunks in wanted]
-    births = [_birth_bytes(*distinct[key]) for key, _ in wanted]
+    births = [birth_bytes(*distinct[key]) for key, _ in wanted]
     measured = measure_bytes(list(zip(makers, births, strict=True)))
     found: dict[str, list[SplitCost]] = {}
     for (key, chunks), make, (workspace_bytes, _) in zip(wanted, makers, measured, strict=True):
@@ -64,26 +64,18 @@ def _held_bytes(graph: StepGraph, op: Op) -> int:
     return sum(graph.storages[s].nbytes for s in storages)
 
 
-def _birth_bytes(graph: StepGraph, op: Op) -> int:
-    return sum(graph.storages[graph.storage_of(v)].nbytes for v in op.outputs if v is not None)
-
-
 def _make(graph: StepGraph, op: Op, fill: Fill, chunks: int) -> Call:
-    tensors = {v: scratch(graph.values[v], fill) for v in op.inputs}
-    args, kwargs = map_refs((op.args, op.kwargs), tensors.__getitem__)
+    args, kwargs = scratch_arguments(graph, op, fill)
     return lambda: SPLITS[op.target].func(*args, **kwargs, chunks=chunks)
 
 
 def _make_whole(graph: StepGraph, op: Op, fill: Fill) -> Call:
-    tensors = {v: scratch(graph.values[v], fill) for v in op.inputs}
-    args, kwargs = map_refs((op.args, op.kwargs), tensors.__getitem__)
+    args, kwargs = scratch_arguments(graph, op, fill)
     return lambda: op.func(*args, **kwargs)
 
 
 def _same_bits(graph: StepGraph, op: Op, fill: Fill, chunks: int) -> bool:
-    tensors = {v: scratch(graph.values[v], fill) for v in op.inputs}
-    args, kwargs = map_refs((op.args, op.kwargs), tensors.__getitem__)
-    whole = op.func(*args, **kwargs)
-    parts = SPLITS[op.target].func(*args, **kwargs, chunks=chunks)
+    args, kwargs = scratch_arguments(graph, op, fill)
+    whole, parts = op.func(*args, **kwargs), SPLITS[op.target].func(*args, **kwargs, chunks=chunks)
     pairs = zip(whole, parts, strict=False) if isinstance(whole, (tuple, list)) else [(whole, parts)]
     return all(torch.equal(a, b) for a, b in pairs if isinstance(a, Tensor))

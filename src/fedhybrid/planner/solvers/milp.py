@@ -17,7 +17,7 @@ from fedhybrid.planner.problem import Problem
 from fedhybrid.planner.simulator import Simulator
 from fedhybrid.planner.solvers.base import Decisions, Effort, Solution
 from fedhybrid.planner.solvers.greedy import best_of, structural_seeds
-from fedhybrid.planner.solvers.relaxation import Relaxation
+from fedhybrid.planner.solvers.relaxation import Relaxation, Relaxed
 from fedhybrid.planner.solvers.search import Search
 
 __all__ = ["milp"]
@@ -33,27 +33,32 @@ def milp(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
     if not effort.recompute and not problem.packs:
         only = best_of(Search(problem, limit_bytes, effort), [{}], 0.0)
         return replace(only, bound_seconds=min(0.0, only.extra_seconds))
-    exact, bound_seconds = _solve(problem, limit_bytes, replace(effort, inexact=False) if effort.split else effort)
+    only_exact = Relaxation(problem, limit_bytes, replace(effort, inexact=False) if effort.split else effort)
+    relaxed = only_exact.solve({}, {})
+    exact, bound_seconds = _repaired(only_exact, relaxed), _bound_seconds(relaxed)
     found = exact
     if effort.split and effort.inexact:
         worth_seconds = _WORTH_RATIO * problem.seconds
-        relaxed = Relaxation(problem, limit_bytes, effort).solve({}, {})
-        least_seconds = relaxed.bound_seconds if relaxed is not None else 0.0
+        relaxation = Relaxation(problem, limit_bytes, effort)
+        relaxed = relaxation.solve({}, {})
+        least_seconds = _bound_seconds(relaxed)
         if exact.peak_bytes > limit_bytes or exact.extra_seconds - least_seconds >= worth_seconds:
-            other, _ = _solve(problem, limit_bytes, effort)
+            other = _repaired(relaxation, relaxed)
             cheaper = other.peak_bytes <= limit_bytes and exact.extra_seconds - other.extra_seconds >= worth_seconds
             if cheaper or exact.peak_bytes > limit_bytes:
                 found, bound_seconds = other, least_seconds
     return replace(found, bound_seconds=min(bound_seconds, found.extra_seconds))
 
 
-def _solve(problem: Problem, limit_bytes: int, effort: Effort) -> tuple[Solution, float]:
-    """A solution under one set of actions, and the bound on all of them."""
-    relaxation = Relaxation(problem, limit_bytes, effort)
-    first = relaxation.solve({}, {})
-    bound_seconds = first.bound_seconds if first is not None else 0.0
+def _bound_seconds(relaxed: Relaxed | None) -> float:
+    return relaxed.bound_seconds if relaxed is not None else 0.0
+
+
+def _repaired(relaxation: Relaxation, first: Relaxed | None) -> Solution:
+    """The best that repair makes of the program's solution and of the other seeds."""
     seeds = _seeds(relaxation, first.decisions if first is not None else None)
-    return best_of(Search(problem, limit_bytes, effort), seeds, bound_seconds), bound_seconds
+    search = Search(relaxation.problem, relaxation.limit_bytes, relaxation.effort)
+    return best_of(search, seeds, _bound_seconds(first))
 
 
 def _seeds(relaxation: Relaxation, first: Decisions | None) -> Iterator[Decisions]:
