@@ -18,7 +18,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from fedhybrid.codecs.base import empty_dense, flat_view, span_elements, spans
+from fedhybrid.codecs.base import CodecState, empty_dense, flat_view, numel_of, span_elements, spans
 from fedhybrid.codecs.bits import Packer, packed_bytes
 from fedhybrid.codecs.gates import Gates, exceeding
 from fedhybrid.errors import ConfigError, FedHybridError
@@ -78,15 +78,16 @@ class GroupAffine:
         """Never."""
         return False
 
-    def accepts(self, dtype: torch.dtype) -> bool:
+    def accepts(self, shape: Sequence[int], dtype: torch.dtype) -> bool:
         """32- and 16-bit floating point numbers."""
         return dtype in _TYPES
 
-    def encoded_bytes(self, numel: int, dtype: torch.dtype) -> int:
+    def encoded_bytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         """The groups, three numbers a span, and one bit an element and finite gate."""
+        numel = numel_of(shape)
         return self._rows_end(numel) + Gates.of(self.gates, dtype).planes * packed_bytes(numel)
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor, state: CodecState | None = None) -> Tensor:
         """See `Codec`.
 
         Raises:
@@ -94,7 +95,7 @@ class GroupAffine:
                 at each span's range is needed for its scale anyway.
         """
         elements, gates = flat_view(x), Gates.of(self.gates, x.dtype)
-        code = torch.empty(self.encoded_bytes(x.numel(), x.dtype), dtype=torch.uint8)
+        code = torch.empty(self.encoded_bytes(x.shape, x.dtype), dtype=torch.uint8)
         facts, rows, planes = self._parts(code, x.numel(), gates.planes)
         packer = Packer(span_elements(x.numel())) if planes else None
         for number, (begin, end) in enumerate(spans(x.numel())):

@@ -15,7 +15,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from fedhybrid.codecs.base import empty_dense, flat_view, span_elements, spans
+from fedhybrid.codecs.base import CodecState, empty_dense, flat_view, numel_of, span_elements, spans
 from fedhybrid.errors import FedHybridError
 
 __all__ = ["BitMask", "Packer", "bit_rows", "bit_table", "packed_bytes"]
@@ -42,15 +42,15 @@ class BitMask:
         """Always."""
         return True
 
-    def accepts(self, dtype: torch.dtype) -> bool:
+    def accepts(self, shape: Sequence[int], dtype: torch.dtype) -> bool:
         """Booleans and real floating point numbers."""
         return dtype == torch.bool or dtype.is_floating_point
 
-    def encoded_bytes(self, numel: int, dtype: torch.dtype) -> int:
+    def encoded_bytes(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         """Eight bytes and one bit an element."""
-        return _HEADER_BYTES + packed_bytes(numel)
+        return _HEADER_BYTES + packed_bytes(numel_of(shape))
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor, state: CodecState | None = None) -> Tensor:
         """See `Codec`.
 
         Raises:
@@ -58,7 +58,7 @@ class BitMask:
         """
         # Bits are compared, not numbers, so that signed zeros and nan are seen.
         elements = flat_view(x).view(_INTEGERS[x.element_size()])
-        code = torch.zeros(self.encoded_bytes(x.numel(), x.dtype), dtype=torch.uint8)
+        code = torch.zeros(self.encoded_bytes(x.shape, x.dtype), dtype=torch.uint8)
         packer = Packer(span_elements(x.numel()))
         rest = None if x.dtype == torch.bool else torch.empty(packer.elements, dtype=elements.dtype)
         value = 1 if rest is None else 0

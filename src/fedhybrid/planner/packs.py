@@ -92,7 +92,9 @@ def packable(problem: Problem, actions: Sequence[str]) -> list[tuple[int, str]]:
         if storage in two_valued or value.dtype == torch.bool:
             found.append((storage, "bits"))
         elif "encode" in actions and value.dtype.is_floating_point and storage not in exact:
-            found += [(storage, name) for name in LOSSY if _codec(graph, storage, name).accepts(value.dtype)]
+            found += [
+                (storage, name) for name in LOSSY if _codec(graph, storage, name).accepts(value.shape, value.dtype)
+            ]
         if "offload" in actions:
             found.append((storage, OFFLOAD))
     return found
@@ -177,7 +179,7 @@ def with_packs(
     for storage, name in wanted:
         option = options[storage] = options.get(storage, FIRST_PACK - 1) + 1
         value, codec = whole[storage], codecs.get((storage, name))
-        packed_bytes = 0 if codec is None else codec.encoded_bytes(value.numel, value.dtype)
+        packed_bytes = 0 if codec is None else codec.encoded_bytes(value.shape, value.dtype)
         cost = _file_cost(value.nbytes) if codec is None else known[_key(codec, value)]
         if op_seconds is not None:
             copied = op_seconds(OpWork("copy", float(value.numel), value.nbytes + packed_bytes))
