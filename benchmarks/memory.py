@@ -2,6 +2,7 @@
 
     .venv/bin/python benchmarks/memory.py                                   # table on the terminal
     .venv/bin/python benchmarks/memory.py --out DIR --note                  # memory.json, .md, .png; a note in results/
+    .venv/bin/python benchmarks/memory.py --max-gradient-error 0.04         # and plans that may also compress
     .venv/bin/python benchmarks/memory.py --exactness --batch 1,8,32        # prediction = measurement, model by model
 
 Everything runs in one process with the same allocator settings, one step of each in turn; times are medians. The peak
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import ctypes
+import itertools
 import json
 import statistics
 import sys
@@ -30,7 +32,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that torch's own d
 
 import fedhybrid as fh
 from fedhybrid.errors import InfeasibleBudgetError
-from fedhybrid.executor import PreparedStep, TrainStep, prepare_step
+from fedhybrid.executor import LOSS_FREE, PreparedStep, TrainStep, prepare_step
 from fedhybrid.graph import allocator_events, peak_of
 from fedhybrid.models import build_model
 
@@ -84,6 +86,7 @@ def compare(name: str, batch: int, given: argparse.Namespace) -> list[Row]:
         update = _first_update(net, run)
         expected = update if expected is None else expected  # eager is the first
         row["gradient_error"] = _distance(update, expected)
+        row["gradient_cosine"] = _cosine(update, expected)
         run()
         row["peak_bytes"] = resident_bytes + _allocated_peak(run)
         row["peak_share_ratio"] = (row["peak_bytes"] - resident_bytes) / above_bytes
@@ -110,11 +113,15 @@ def _contestants(
         net = copy.deepcopy(model)
         made = PEERS[peer](net, data)
         yield peer, False, net, made.run, {"note": made.note}
-    for budget in given.budgets:
+    kinds: list[tuple[str, dict[str, Any]]] = [("", {})]
+    if given.max_gradient_error:
+        lossy = (*LOSS_FREE, "encode")
+        kinds.append((" + encode", {"actions": lossy, "max_gradient_error": given.max_gradient_error}))
+    for budget, (kind, options) in itertools.product(given.budgets, kinds):
         try:
-            plan = prepared.plan(budget, time_limit_s=given.time_limit)
+            plan = prepared.plan(budget, time_limit_s=given.time_limit, **options)
         except InfeasibleBudgetError as error:
-            yield f"fedhybrid {budget}", True, model, None, {"needed_bytes": error.needed_bytes}
+            yield f"fedhybrid {budget}{kind}", True, model, None, {"needed_bytes": error.needed_bytes}
             continue
         with torch.no_grad():  # all plans train the captured model: each starts from the same weights
             for mine, start in zip(_tensors(prepared.model), _tensors(model), strict=True):
@@ -124,8 +131,9 @@ def _contestants(
             "note": f"{plan.solver}, planned",
             "planned_peak_bytes": plan.peak_bytes,
             "extra_time_s": plan.extra_time_s,
+            "predicted_error": plan.gradient_error,
         }
-        yield f"fedhybrid {budget}", True, prepared.model, step.run_example, facts
+        yield f"fedhybrid {budget}{kind}", True, prepared.model, step.run_example, facts
 
 
 def exactness(name: str, batch: int, given: argparse.Namespace) -> list[Row]:
@@ -198,6 +206,14 @@ def _distance(found: list[Tensor], expected: list[Tensor]) -> float:
     return float((difference / size) ** 0.5)
 
 
+def _cosine(found: list[Tensor], expected: list[Tensor]) -> float:
+    dots = [
+        sum(float((a.double() * b.double()).sum()) for a, b in zip(one, other, strict=True))
+        for one, other in ((found, expected), (found, found), (expected, expected))
+    ]
+    return dots[0] / (dots[1] * dots[2]) ** 0.5
+
+
 def _note(given: argparse.Namespace, theme: str, rows: list[Row], table: str) -> None:
     name = note_name(theme, given.hardware)
     body = table
@@ -209,7 +225,8 @@ def _note(given: argparse.Namespace, theme: str, rows: list[Row], table: str) ->
         title="Prediction and measurement" if theme == "exactness" else "Peak and time of one training step",
         command=f".venv/bin/python benchmarks/memory.py {' '.join(sys.argv[1:])}",
         settings={"malloc": given.malloc, "width": given.width, "image": f"3x{given.side}x{given.side}",
-                  "repeats": given.repeats, "optimizer": f"SGD, lr {LR}, momentum {MOMENTUM}"},
+                  "repeats": given.repeats,
+                  "max gradient error": given.max_gradient_error, "optimizer": f"SGD, lr {LR}, momentum {MOMENTUM}"},
         body=body,
     )  # fmt: skip
     if theme == "memory":
@@ -239,6 +256,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--time-limit", type=float, default=None, help="seconds a solver may take; none bounds its work"
+    )
+    parser.add_argument(
+        "--max-gradient-error", type=float, default=0.0, help="plan every budget a second time, with lossy codecs"
     )
     parser.add_argument("--width", type=float, default=1.0, help="of convolutional models")
     parser.add_argument("--side", type=int, default=32, help="of the images")

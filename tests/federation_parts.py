@@ -14,7 +14,7 @@ from fedhybrid.data import Split, load_dataset
 from fedhybrid.devices import load_profile
 from fedhybrid.engine.plans import PlanBook
 from fedhybrid.engine.runtime import Workbench, classification_loss
-from fedhybrid.executor import SGD, PreparedStep, TrainStep, prepare_step
+from fedhybrid.executor import SGD, PlanOptions, PreparedStep, TrainStep, prepare_step
 from fedhybrid.models import build_model
 from fedhybrid.protocols import Optimizer
 from fedhybrid.records import IntArray
@@ -65,9 +65,11 @@ def prepared_step(model: nn.Module, optimizer: Optimizer | None = None) -> Prepa
     return prepare_step(model, classification_loss, batch, optimizer, op_seconds=DEVICES["laptop"].op_time_s)
 
 
-def plan_book(prepared: PreparedStep, folder: Path, *, enabled: bool = True, solver: str = "auto") -> PlanBook:
+def plan_book(prepared: PreparedStep, folder: Path, *, enabled: bool = True, codec: str | None = None) -> PlanBook:
     """A plan book for both devices."""
-    return PlanBook(prepared, DEVICES, folder, enabled=enabled, actions=("recompute",), solver=solver)
+    return PlanBook(
+        prepared, DEVICES, folder, enabled=enabled, planning=PlanOptions(actions=("recompute",)), codec=codec
+    )
 
 
 def workbench(model: nn.Module, prepared: PreparedStep) -> Workbench:

@@ -1,7 +1,19 @@
 """How benchmarks show what they found: tables in markdown, pictures, and notes that say where the numbers are from."""
 
+from showing.curves import draw_curves
 from showing.note import machine, note_name, write_note
 from showing.picture import draw_memory
-from showing.tables import exactness_table, memory_table
+from showing.tables import activations_table, codecs_table, exactness_table, memory_table, training_table
 
-__all__ = ["draw_memory", "exactness_table", "machine", "memory_table", "note_name", "write_note"]
+__all__ = [
+    "activations_table",
+    "codecs_table",
+    "draw_curves",
+    "draw_memory",
+    "exactness_table",
+    "machine",
+    "memory_table",
+    "note_name",
+    "training_table",
+    "write_note",
+]

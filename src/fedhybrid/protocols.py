@@ -149,11 +149,16 @@ class ClientRuntime(Protocol):
 
 
 class Method(Protocol):
-    """One published system: four verbs (`init`, `assign`, `train`, `aggregate`) and two facts about its steps."""
+    """One published system: four verbs (`init`, `assign`, `train`, `aggregate`) and three facts about its steps."""
 
     @property
     def plans(self) -> bool:
         """Whether each client gets an execution plan for its budget; else only the unplanned step can run."""
+        ...
+
+    @property
+    def codec(self) -> str | None:
+        """The lossy codec that packs every eligible tensor of each client's step, where that is the method."""
         ...
 
     def optimizer(self, base: Optimizer) -> Optimizer:

@@ -10,6 +10,7 @@ __all__ = [
     "ActionsOption",
     "BatchOption",
     "ClassesOption",
+    "CodecsOption",
     "ErrorOption",
     "InputOption",
     "JsonOption",
@@ -40,7 +41,12 @@ ActionsOption = Annotated[
     ),
 ]
 ErrorOption = Annotated[
-    float, typer.Option(help="Largest relative error of the gradient that a plan may cause; 0 is loss-free.")
+    float,
+    typer.Option(help="Largest relative error of the gradient that a plan may cause; 0 is loss-free, inf sets no cap."),
+]
+CodecsOption = Annotated[
+    str,
+    typer.Option(metavar="A,B", help="What --actions encode may choose from; if not given, affine-8, -4 and -2."),
 ]
 SolverOption = Annotated[str, typer.Option(metavar="NAME", help="auto, or a name from `fedhybrid list solvers`.")]
 TimeLimitOption = Annotated[float, typer.Option(metavar="SECONDS", help="How long the solver may search.")]

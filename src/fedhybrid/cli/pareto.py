@@ -12,6 +12,7 @@ from fedhybrid.cli.options import (
     ActionsOption,
     BatchOption,
     ClassesOption,
+    CodecsOption,
     ErrorOption,
     InputOption,
     JsonOption,
@@ -41,6 +42,7 @@ def pareto(
     lr: LrOption = None,
     actions: ActionsOption = "",
     max_gradient_error: ErrorOption = 0.0,
+    codecs: CodecsOption = "",
     solver: SolverOption = "auto",
     time_limit: TimeLimitOption = 5.0,
     measure: Annotated[
@@ -81,6 +83,7 @@ def pareto(
         search=Search(
             actions=tuple(name.strip() for name in actions.split(",") if name.strip()),
             max_gradient_error=max_gradient_error,
+            codecs=tuple(name.strip() for name in codecs.split(",") if name.strip()),
             solver=solver,
             time_limit_s=time_limit,
         ),

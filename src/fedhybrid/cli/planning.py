@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from fedhybrid.cli.output import notes, stage
 from fedhybrid.cli.subject import Built, Subject, build, capture
 from fedhybrid.errors import ConfigError
 from fedhybrid.executor import ACTIONS, LOSS_FREE, Measurement, PreparedStep, TrainStep
-from fedhybrid.planner import SOLVERS, Plan
+from fedhybrid.planner import LOSSY, MENU, SOLVERS, Plan
 from fedhybrid.registry import lookup
 from fedhybrid.units import parse_budget, parse_bytes
 
@@ -26,6 +27,7 @@ class Search:
 
     actions: tuple[str, ...]
     max_gradient_error: float
+    codecs: tuple[str, ...]
     solver: str
     time_limit_s: float
 
@@ -41,6 +43,7 @@ class Search:
             solver=self.solver,
             max_gradient_error=self.max_gradient_error,
             time_limit_s=self.time_limit_s,
+            codecs=self.codecs or MENU,
         )
 
 
@@ -107,8 +110,13 @@ def search_problems(search: Search) -> list[str]:
         for name in search.actions
         if name not in ACTIONS
     ]
-    if not 0 <= search.max_gradient_error < 1:
-        problems.append(f"--max-gradient-error must be from 0 to below 1, got {search.max_gradient_error}")
+    problems += [
+        f"--codecs: unknown lossy codec {name!r}; known: {', '.join(LOSSY)}"
+        for name in search.codecs
+        if name not in LOSSY
+    ]
+    if not (0 <= search.max_gradient_error < 1 or search.max_gradient_error == math.inf):
+        problems.append(f"--max-gradient-error must be from 0 to below 1, or inf, got {search.max_gradient_error}")
     if not search.time_limit_s > 0:
         problems.append(f"--time-limit must be above 0, got {search.time_limit_s}")
     return problems

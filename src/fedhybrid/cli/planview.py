@@ -124,7 +124,9 @@ def _table(planned: Planned) -> Table:
     counts = ", ".join(f"{action} {count}" for action, count in action_counts(planned).items())
     if planned.hard_limit is not None:
         _add_limit(table, planned.hard_limit)
-    table.add_row("decisions", counts or "none", f"solver {plan.solver}, gradient error {plan.gradient_error:g}")
+    table.add_row(
+        "decisions", counts or "none", f"solver {plan.solver}, gradient error {_error_text(plan.gradient_error)}"
+    )
     return table
 
 
@@ -165,3 +167,7 @@ def draw_timeline(plan: Plan, title: str, out: Path) -> bool:
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written ({error})") from error
     return figure is not None
+
+
+def _error_text(error: float | None) -> str:
+    return "not looked at" if error is None else f"{error:g}"

@@ -8,6 +8,7 @@ import numpy as np
 from torch import nn
 
 from fedhybrid.data import Dataset
+from fedhybrid.executor import PlanOptions
 from fedhybrid.fleet import Fleet
 from fedhybrid.protocols import Method, Optimizer, Policy
 from fedhybrid.records import IntArray, LocalWork
@@ -43,8 +44,8 @@ class Federation:
         rounds: Rounds in all.
         seed: All randomness derives from it.
         plans: Whether clients get plans for their budgets.
-        actions: What a plan may do.
-        solver: Who makes the plans.
+        codec: What packs every eligible tensor of every client's step instead, or None.
+        planning: How plans are made.
     """
 
     names: RunNames
@@ -60,8 +61,8 @@ class Federation:
     rounds: int
     seed: int
     plans: bool
-    actions: tuple[str, ...]
-    solver: str
+    codec: str | None
+    planning: PlanOptions
 
     @property
     def num_samples(self) -> IntArray:

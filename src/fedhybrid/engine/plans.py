@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from fedhybrid.devices import DeviceProfile
 from fedhybrid.engine.files import write_atomically
 from fedhybrid.engine.planfiles import INFEASIBLE, read_infeasible, read_plan
 from fedhybrid.errors import ConfigError, InfeasibleBudgetError
-from fedhybrid.executor import PreparedStep
+from fedhybrid.executor import PlanOptions, PreparedStep
 from fedhybrid.planner import Plan
 
 __all__ = ["PlanBook", "bucket_bytes", "bucket_name"]
@@ -46,7 +47,8 @@ class PlanBook:
     """Says what each client runs and what that costs; a plan is solved when it is first asked for.
 
     Plans are called `<device>-<bucket>`, `<device>-keep-all` (the budget holds the whole program without a decision)
-    or `<device>-smallest` (the budget holds the smallest plan, its bucket does not).
+    or `<device>-smallest` (the budget holds the smallest plan, its bucket does not). With a codec for the whole model
+    there is one plan a device, `<device>-<codec>`, which packs every eligible tensor whatever the budget.
 
     Attributes:
         enabled: Whether clients get plans at all; if not, everything runs the unplanned step.
@@ -62,13 +64,13 @@ class PlanBook:
         folder: Path,
         *,
         enabled: bool,
-        actions: tuple[str, ...],
-        solver: str,
+        planning: PlanOptions,
+        codec: str | None = None,
     ) -> None:
         self._priced = {name: prepared.priced(device.op_time_s) for name, device in sorted(devices.items())}
         self._folder, self._infeasible_file = folder / "plans", folder / INFEASIBLE
         self._folder.mkdir(exist_ok=True)
-        self._actions, self._solver = actions, solver
+        self._planning, self._codec = planning, codec
         self._plans: dict[str, Plan] = {}
         self._infeasible = read_infeasible(self._infeasible_file)
         self._fingerprint = prepared.fingerprint
@@ -84,6 +86,9 @@ class PlanBook:
         """The name of the plan for this device and budget; None for the unplanned step, also where no plan fits."""
         if not self.enabled:
             return None
+        if self._codec is not None:
+            name, plan = self._whole(device)
+            return name if budget_bytes >= plan.peak_bytes else None
         if budget_bytes >= self._keep_all_bytes:
             return self._named(device, "keep-all", self._priced[device].keep_all)[0]
         smallest_name, smallest = self._smallest(device)
@@ -112,7 +117,14 @@ class PlanBook:
         """Sum over the step's distinct operators of their seconds on this device."""
         return self._priced[device].kernel_s
 
+    def _whole(self, device: str) -> tuple[str, Plan]:
+        """Every eligible tensor packed with the one codec."""
+        assert self._codec is not None
+        return self._named(device, self._codec, partial(self._priced[device].packed_whole, self._codec))
+
     def _smallest(self, device: str) -> tuple[str, Plan]:
+        if self._codec is not None:
+            return self._whole(device)
         return self._named(device, "smallest", self._priced[device].smallest)
 
     def _solved(self, device: str, rounded_bytes: int) -> str | None:
@@ -121,7 +133,7 @@ class PlanBook:
             return None
 
         def solve() -> Plan:
-            return self._priced[device].plan(rounded_bytes, actions=self._actions, solver=self._solver)
+            return self._priced[device].planned(rounded_bytes, self._planning)
 
         try:
             return self._named(device, bucket_name(rounded_bytes), solve)[0]

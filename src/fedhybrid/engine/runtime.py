@@ -75,6 +75,7 @@ class Workbench:
         """Does a task as the client that holds the samples `shard`, with `program` as its training step."""
         self.step.use_plan(program)
         self.step.set_lr(task.work.lr)
+        self.step.reset_codecs(task.seed)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(task.seed)  # torch.manual_seed takes 2 ms without a GPU
             return method.train(task, LocalClient(bench=self, shard=shard))

@@ -38,7 +38,7 @@ def assemble(job: Federation, folder: RunFolder, *, now_s: float) -> World:
     example = split.batch(torch.arange(job.work.batch_size) % len(split))
     any_device = next(iter(devices.values()))  # so that nothing is timed here; the book prices for each device
     prepared = prepare_step(job.model, classification_loss, example, job.optimizer, op_seconds=any_device.op_time_s)
-    book = PlanBook(prepared, devices, folder.path, enabled=job.plans, actions=job.actions, solver=job.solver)
+    book = PlanBook(prepared, devices, folder.path, enabled=job.plans, codec=job.codec, planning=job.planning)
     budgets_bytes = job.fleet.budgets(resident_bytes=book.resident_bytes, eager_peak_bytes=book.eager_peak_bytes)
     evaluator = Evaluator(job.model, job.dataset.test)
     step = TrainStep(prepared, prepared.keep_all())

@@ -6,7 +6,7 @@ from fedhybrid.executor.groups import ParamGroup, no_decay
 from fedhybrid.executor.lower import Program, lower
 from fedhybrid.executor.measure import Measurement
 from fedhybrid.executor.optimizer import SGD, Adam, AdamW
-from fedhybrid.executor.options import ACTIONS, LOSS_FREE
+from fedhybrid.executor.options import ACTIONS, LOSS_FREE, PlanOptions
 from fedhybrid.executor.prepare import prepare_step
 from fedhybrid.executor.prepared import PreparedStep
 from fedhybrid.executor.proximal import Proximal
@@ -21,6 +21,7 @@ __all__ = [
     "EagerModeWarning",
     "Measurement",
     "ParamGroup",
+    "PlanOptions",
     "PreparedStep",
     "Program",
     "Proximal",

@@ -14,7 +14,7 @@ from fedhybrid.executor.options import LOSS_FREE, PlanOptions
 from fedhybrid.executor.prepare import prepare_step
 from fedhybrid.executor.prepared import PreparedStep
 from fedhybrid.executor.step import TrainStep
-from fedhybrid.planner import Plan
+from fedhybrid.planner import MENU, Plan
 from fedhybrid.protocols import Optimizer
 from fedhybrid.units import Budget, parse_budget
 
@@ -33,6 +33,7 @@ def compile_step(
     budget: str | int | Budget | None = None,
     actions: Sequence[str] = LOSS_FREE,
     max_gradient_error: float = 0.0,
+    codecs: Sequence[str] = MENU,
     solver: str = "auto",
     time_limit_s: float | None = 5.0,
     clip_norm: float | None = None,
@@ -41,6 +42,7 @@ def compile_step(
     ladder: Sequence[str | int | Budget] = (),
     other_shapes: str = "refuse",
     mode: str = "program",
+    guard_every: int | None = None,
 ) -> TrainStep:
     """Compiles a training step of `model` whose peak stays inside `budget`.
 
@@ -51,7 +53,8 @@ def compile_step(
         optimizer: `fh.SGD`, `fh.Adam` or `fh.AdamW`, with parameter groups if wanted (`fh.ParamGroup`).
         budget: Bytes of everything that the step holds ("96 MiB"), or "40%" (R + 0.4 A); None plans nothing.
         actions: What the plan may do.
-        max_gradient_error: Cap on the relative L2 error of the gradient.
+        max_gradient_error: Cap on the relative L2 error of the gradient; infinity is none, and then it is not measured.
+        codecs: What the action "encode" may choose from, for each tensor.
         solver: A name of `SOLVERS`, or "auto".
         time_limit_s: Wall-clock limit on planning, in seconds; None bounds the work instead.
         clip_norm: Gradients are scaled down together where their norm is larger, as by
@@ -65,10 +68,14 @@ def compile_step(
         ladder: Further budgets to plan and compile for now, so that `TrainStep.set_budget` switches at once.
         other_shapes: What a batch of another shape meets: "refuse" an error; "compile" a program of its own, captured
             and planned for the same budget in bytes when such a batch first comes (a smaller last batch, another
-            sequence length).
+            sequence length; the 32 programs used last are kept). In the eager mode "compile" takes the batch as it
+            is, and the budget is compared with the peak of the example batch alone.
         mode: "program" captures the model or fails. "eager" runs plain PyTorch: nothing is planned (the planning
             options mean nothing), the peak is measured on `batch`, and the budget is compared with it. "auto" takes
             the eager mode where the capture fails, and warns (`fh.EagerModeWarning`).
+        guard_every: For lossy plans: once in so many steps the batch's exact gradient is computed too, inside the
+            budget, and the plan becomes milder or bolder so that `max_gradient_error` holds while the weights change
+            (`TrainStep.guard_records`). None never looks.
 
     Raises:
         CaptureError: The model does not trace.
@@ -88,12 +95,23 @@ def compile_step(
     if problems:
         raise ConfigError(problems)
     planning = PlanOptions(
-        actions=actions, solver=solver, max_gradient_error=max_gradient_error, time_limit_s=time_limit_s
+        actions=actions,
+        solver=solver,
+        max_gradient_error=max_gradient_error,
+        time_limit_s=time_limit_s,
+        codecs=codecs,
     )
     _check_budgets(budget, ladder)  # before the capture, which takes a while
+
+    def eager() -> PreparedEager:
+        any_shape = other_shapes == "compile"
+        return prepare_eager(
+            model, loss_fn, batch, optimizer, clip_norm=clip_norm, micro_batches=micro_batches, any_shape=any_shape
+        )
+
     prepared: PreparedStep | PreparedEager
     if mode == "eager":
-        prepared = prepare_eager(model, loss_fn, batch, optimizer, clip_norm=clip_norm, micro_batches=micro_batches)
+        prepared = eager()
     else:
         try:
             prepared = prepare_step(model, loss_fn, batch, optimizer, clip_norm=clip_norm, micro_batches=micro_batches)
@@ -105,10 +123,10 @@ def compile_step(
                 EagerModeWarning,
                 stacklevel=2,
             )
-            prepared = prepare_eager(model, loss_fn, batch, optimizer, clip_norm=clip_norm, micro_batches=micro_batches)
+            prepared = eager()
     if plan is None:
         plan = prepared.keep_all() if budget is None else prepared.planned(budget, planning)
-    step = TrainStep(prepared, plan, planning=planning, other_shapes=other_shapes)
+    step = TrainStep(prepared, plan, planning=planning, other_shapes=other_shapes, guard_every=guard_every)
     step.prepare_ladder(ladder)
     return step
 
@@ -122,6 +140,7 @@ def plan_step(
     budget: str | int | Budget,
     actions: Sequence[str] = LOSS_FREE,
     max_gradient_error: float = 0.0,
+    codecs: Sequence[str] = MENU,
     solver: str = "auto",
     time_limit_s: float | None = 5.0,
     clip_norm: float | None = None,
@@ -129,7 +148,11 @@ def plan_step(
 ) -> Plan:
     """The plan that `compile_step` would use; nothing is compiled or run. Arguments and errors as there."""
     planning = PlanOptions(
-        actions=actions, solver=solver, max_gradient_error=max_gradient_error, time_limit_s=time_limit_s
+        actions=actions,
+        solver=solver,
+        max_gradient_error=max_gradient_error,
+        time_limit_s=time_limit_s,
+        codecs=codecs,
     )
     _check_budgets(budget, ())
     try:

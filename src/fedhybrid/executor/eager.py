@@ -15,6 +15,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from fedhybrid.codecs import BoundCodec
 from fedhybrid.errors import ConfigError, InfeasibleBudgetError
 from fedhybrid.executor.bound import BoundModel, Layouts, put_back
 from fedhybrid.executor.clip import clip_coefficient
@@ -25,7 +26,7 @@ from fedhybrid.executor.prepare import check_setting
 from fedhybrid.executor.reference import EagerStep
 from fedhybrid.executor.running import Apply
 from fedhybrid.executor.state import OptimizerState
-from fedhybrid.graph import allocator_events, batch_tensors, call_loss, peak_of
+from fedhybrid.graph import BatchSpec, allocator_events, batch_tensors, call_loss, peak_of
 from fedhybrid.graph.guard import untouched
 from fedhybrid.planner import Plan
 from fedhybrid.protocols import Optimizer
@@ -43,9 +44,11 @@ class EagerModeWarning(UserWarning):
 @final
 @dataclass(frozen=True, kw_only=True)
 class EagerRunner:
-    """Runs forward and backward passes in PyTorch itself, for batches of any shape.
+    """Runs forward and backward passes in PyTorch itself.
 
     Attributes:
+        spec: Of the batch that the step was measured on.
+        any_shape: Whether batches of other shapes (or strides) are taken, too.
         at_once: Update each parameter in the backward pass as soon as its gradient is complete.
     """
 
@@ -53,7 +56,14 @@ class EagerRunner:
     loss_fn: Callable[..., Any]
     clip_norm: float | None
     micro_batches: int
+    spec: BatchSpec
+    any_shape: bool
     at_once: bool
+
+    @property
+    def codecs(self) -> tuple[BoundCodec, ...]:
+        """None: saved tensors are packed without loss by rules of their own."""
+        return ()
 
     @property
     def source(self) -> str:
@@ -61,8 +71,14 @@ class EagerRunner:
         return "# eager mode: PyTorch runs the model; there is no generated program\n"
 
     def run(self, bound: BoundModel, batch: Any, apply: Apply) -> tuple[Tensor, Tensor | None]:
-        """See `running.Runner.run`. Gradients of the parameters are None afterwards."""
+        """See `running.Runner.run`. Gradients of the parameters are None afterwards.
+
+        Raises:
+            ConfigError: The batch has another structure, type or, unless all are taken, shape than the measured one.
+        """
         leaves, spec = batch_tensors(batch)
+        if not (self.any_shape and (spec.structure, spec.dtypes) == (self.spec.structure, self.spec.dtypes)):
+            self.spec.flatten(batch)  # raises if it differs, and says how
         trained = {name: leaf for name, leaf in bound.leaves.items() if leaf.requires_grad}
         resident = {t.untyped_storage().data_ptr() for t in (*bound.params, *bound.buffers, *leaves)}
         parts = [leaves] if self.micro_batches == 1 else parts_of(leaves, self.micro_batches)
@@ -215,20 +231,28 @@ def prepare_eager(
     *,
     clip_norm: float | None = None,
     micro_batches: int = 1,
+    any_shape: bool = False,
 ) -> PreparedEager:
     """Runs the step once in the eager mode and once in plain PyTorch to measure both.
 
     Model, buffers and the random generator are left as they were. Needs the memory of the plain step, and copies of
     parameters and optimizer state while it measures.
 
-    The arguments are those of `compile_step`.
+    Args:
+        model: As the others, an argument of `compile_step`.
+        loss_fn: See `model`.
+        batch: See `model`.
+        optimizer: See `model`.
+        clip_norm: See `model`.
+        micro_batches: See `model`.
+        any_shape: Batches of other shapes are taken, too; the peak is that of `batch` all the same.
 
     Raises:
         ConfigError: Batch or loss of another form; nothing to train; an option that is none.
     """
     batch = tuple(batch) if isinstance(batch, list) else batch
     check_setting(model, optimizer, clip_norm, micro_batches)
-    leaves, _ = batch_tensors(batch)
+    leaves, spec = batch_tensors(batch)
     if micro_batches > 1:
         parts_of(leaves, micro_batches)
     trained = tuple(name for name, param in model.named_parameters() if param.requires_grad)
@@ -239,6 +263,8 @@ def prepare_eager(
         loss_fn=loss_fn,
         clip_norm=clip_norm,
         micro_batches=micro_batches,
+        spec=spec,
+        any_shape=any_shape,
         at_once=clip_norm is None,
     )
     prepared = PreparedEager(

@@ -13,11 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
+from fedhybrid.codecs import BoundCodec, Codec
 from fedhybrid.executor.offload import OffloadFile, slot_bytes
 from fedhybrid.graph import Op, Ref, Role, StepGraph, overload
 from fedhybrid.planner import Kind, Pack, Problem, Schedule, Step, Update, replay_form
 from fedhybrid.planner.inplace import IN_PLACE_FORMS, in_place_arguments, split_targets
-from fedhybrid.planner.packs import OFFLOAD, codec_of
+from fedhybrid.planner.packable import OFFLOAD
 from fedhybrid.planner.splits import SPLITS
 
 __all__ = ["Program", "lower"]
@@ -41,16 +42,26 @@ class Program:
 
     run: StepFunction
     source: str
+    codecs: tuple[BoundCodec, ...]
 
 
-def lower(problem: Problem, schedule: Schedule, updates: list[Update]) -> Program:
-    """Generates the program of a schedule."""
-    return _Lowering(problem, schedule, updates).program()
+def lower(
+    problem: Problem, schedule: Schedule, updates: list[Update], codec_of: Callable[[int, str], Codec]
+) -> Program:
+    """Generates the program of a schedule; `codec_of(storage, name)` makes the codecs."""
+    return _Lowering(problem, schedule, updates, codec_of).program()
 
 
 class _Lowering:
-    def __init__(self, problem: Problem, schedule: Schedule, updates: list[Update]) -> None:
-        self.problem, self.schedule, self.updates = problem, schedule, updates
+    def __init__(
+        self,
+        problem: Problem,
+        schedule: Schedule,
+        updates: list[Update],
+        codec_of: Callable[[int, str], Codec],
+    ) -> None:
+        self.problem, self.schedule, self.updates, self.codec_of = problem, schedule, updates, codec_of
+        self.codecs: list[BoundCodec] = []
         self.graph: StepGraph = problem.graph
         self.lines: list[str] = []
         self.names: dict[str, Any] = {}
@@ -87,7 +98,7 @@ class _Lowering:
         source = f"def step(params, buffers, batch, update, clip):\n    {body}\n"
         scope = dict(self.names)
         exec(compile(source, "<fedhybrid step>", "exec"), scope)  # our own text, made above from the graph alone
-        return Program(scope["step"], source)
+        return Program(scope["step"], source, tuple(self.codecs))
 
     def _clip(self) -> None:
         """Hands all gradients over at once, before the first update, where updates wait for the end."""
@@ -190,7 +201,8 @@ class _Lowering:
     def _codec(self, pack: Pack) -> str:
         name = f"codec{pack.stored}"
         if name not in self.names:
-            self.names[name] = codec_of(self.problem, pack)
+            self.codecs.append(BoundCodec(self.codec_of(pack.storage, pack.codec), pack.storage))
+            self.names[name] = self.codecs[-1]
         return name
 
     def _call(self, step: Step) -> None:

@@ -2,48 +2,52 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import nn
 
-from fedhybrid.errors import ConfigError, InfeasibleBudgetError
-from fedhybrid.executor.bound import BoundModel, Layouts
+from fedhybrid.errors import InfeasibleBudgetError
+from fedhybrid.executor.bound import BoundModel, Layouts, put_back
 from fedhybrid.executor.closing import Closing, closing_of, whole_plan
+from fedhybrid.executor.finding import AUTO, effort_for, find_plan
 from fedhybrid.executor.forms import update_form
 from fedhybrid.executor.lower import lower
 from fedhybrid.executor.options import LOSS_FREE, PlanOptions
 from fedhybrid.executor.program import ProgramRunner
-from fedhybrid.executor.sensitivity import gradient_errors
-from fedhybrid.graph import BatchSpec, StepGraph
+from fedhybrid.executor.sensitivity import CodecOf, gradient_errors
+from fedhybrid.executor.sketch import GradientSketch
+from fedhybrid.graph import BatchSpec, StepGraph, batch_tensors
 from fedhybrid.opwork import OpWork
 from fedhybrid.planner import (
+    LOSSY,
+    MENU,
+    OFFLOAD,
     SOLVERS,
     CostTable,
     Effort,
+    Packable,
     PackCost,
     Plan,
     Problem,
     Solution,
     Update,
     build_schedule,
-    describe_peak,
     eager_timeline,
     make_plan,
     make_problem,
     plan_decisions,
     with_packs,
 )
-from fedhybrid.planner.packs import LOSSY, OFFLOAD
 from fedhybrid.planner.solvers import smallest_of
 from fedhybrid.protocols import Optimizer
 from fedhybrid.units import Budget, parse_budget
 
 __all__ = ["PreparedStep"]
-
-_AUTO = "milp"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,7 @@ class PreparedStep:
         op_seconds: What priced the operators, if they were not timed here.
         modes: Which modules were in training mode.
         pack_costs: What codecs cost here, as far as it has been measured.
+        pack_errors: What lossy packs of each choice of codecs do to the gradient, as far as it has been measured.
     """
 
     model: nn.Module
@@ -77,13 +82,14 @@ class PreparedStep:
     op_seconds: Callable[[OpWork], float] | None = None
     modes: Mapping[str, bool] = field(default_factory=dict)
     pack_costs: dict[str, PackCost] = field(default_factory=dict)
+    pack_errors: dict[tuple[str, ...], dict[tuple[int, str], float]] = field(default_factory=dict)
 
     mode = "program"
 
     @cached_property
     def problem(self) -> Problem:
         """The step as the solvers see it; with micro-batches, the program of one of them."""
-        return self._offer((), {})
+        return self._offer((), (), {})
 
     @cached_property
     def _bare_problem(self) -> Problem:
@@ -112,32 +118,54 @@ class PreparedStep:
         first = replace(first, workspace_bytes=max(first.workspace_bytes, self.norm_bytes[0]))
         return replace(problem, updates=[first, *others])
 
-    def _offer(self, actions: Sequence[str], errors: Mapping[tuple[int, str], float]) -> Problem:
-        return with_packs(self._bare_problem, actions, errors=errors, op_seconds=self.op_seconds, known=self.pack_costs)
-
-    def problem_with(self, actions: Sequence[str]) -> Problem:
-        """The problem with what these actions offer beside the loss-free packs.
-
-        "encode" measures once how much each pack changes the gradient, in real steps on the example batch.
-        """
-        asked = tuple(sorted({"encode", "offload"} & set(actions)))
-        if asked and asked not in self._problems:
-            self._problems[asked] = self._offer(asked, self._errors if "encode" in asked else {})
-        return self._problems[asked] if asked else self.problem
-
     @cached_property
-    def _errors(self) -> dict[tuple[int, str], float]:
-        problem = self._offer(("encode",), {(s, c): 0.0 for s in self._bare_problem.uses for c in LOSSY})
-        small = plan_decisions(problem, self.smallest(actions=("recompute",)))
-        return gradient_errors(
-            problem,
-            BoundModel(self.model, self.layouts),
-            self.example,
-            lambda decisions: self._runner(Solution.of(problem, {**small, **decisions}), problem),
+    def packable(self) -> Packable:
+        """Which storages may be packed, and how."""
+        return Packable(self.graph)
+
+    def _offer(self, actions: Sequence[str], codecs: Sequence[str], errors: Mapping[tuple[int, str], float]) -> Problem:
+        return with_packs(
+            self._bare_problem,
+            actions,
+            codecs=codecs,
+            packable=self.packable,
+            errors=errors,
+            op_seconds=self.op_seconds,
+            known=self.pack_costs,
         )
 
+    def problem_with(self, actions: Sequence[str], codecs: Sequence[str] = MENU, *, measured: bool = True) -> Problem:
+        """The problem with what these actions offer beside the loss-free packs.
+
+        "encode" measures once how much each pack changes the gradient, in real steps on the example batch, unless all
+        errors are to count as 0 (`measured=False`).
+        """
+        asked = tuple(sorted({"encode", "offload"} & set(actions)))
+        if not asked:
+            return self.problem
+        menu = tuple(codecs) if "encode" in asked else ()
+        if (asked, menu, measured) not in self._problems:
+            errors = {} if not menu else self._errors(menu) if measured else self._no_errors(menu)
+            self._problems[asked, menu, measured] = self._offer(asked, menu, errors)
+        return self._problems[asked, menu, measured]
+
+    def _no_errors(self, codecs: Sequence[str]) -> dict[tuple[int, str], float]:
+        return {(s, c): 0.0 for s in self._bare_problem.uses for c in codecs}
+
+    def _errors(self, codecs: tuple[str, ...]) -> dict[tuple[int, str], float]:
+        if codecs not in self.pack_errors:
+            problem = self._offer(("encode",), codecs, self._no_errors(codecs))
+            small = plan_decisions(problem, self.smallest(actions=("recompute",)))
+
+            def runner_of(decisions: Mapping[int, int], codec_of: CodecOf) -> ProgramRunner:
+                return self._runner(Solution.of(problem, {**small, **decisions}), problem, codec_of)
+
+            bound = BoundModel(self.model, self.layouts)
+            self.pack_errors[codecs] = gradient_errors(problem, self.packable, bound, self.example, runner_of)
+        return self.pack_errors[codecs]
+
     @cached_property
-    def _problems(self) -> dict[tuple[str, ...], Problem]:
+    def _problems(self) -> dict[tuple[tuple[str, ...], tuple[str, ...], bool], Problem]:
         return {}
 
     @cached_property
@@ -197,17 +225,18 @@ class PreparedStep:
 
     def _problem_of(self, plan: Plan) -> Problem:
         """The problem with the packs that a plan uses; its own error is taken as it says, spread over them."""
-        codecs = {d.action.removeprefix("encode:") for d in plan.decisions if d.action.startswith("encode:")} - {"bits"}
-        if not codecs:
+        codecs = {d.action.removeprefix("encode:") for d in plan.decisions if d.action.startswith("encode:")}
+        if not codecs & {*LOSSY, OFFLOAD}:
             return self.problem
-        lossy = [(d.storage, d.action.removeprefix("encode:")) for d in plan.decisions if "affine" in d.action]
-        errors = dict.fromkeys(lossy, plan.gradient_error / max(len(lossy), 1) ** 0.5)
+        packed = [(d.storage, d.action.removeprefix("encode:")) for d in plan.decisions]
+        lossy = [(s, c) for s, c in packed if c in LOSSY]
+        errors = dict.fromkeys(lossy, (plan.gradient_error or 0.0) / max(len(lossy), 1) ** 0.5)
         actions = [*(["encode"] if lossy else []), *(["offload"] if OFFLOAD in codecs else [])]
-        return self._offer(actions, errors)
+        return self._offer(actions, sorted({c for _, c in lossy}), errors)
 
-    def _runner(self, found: Solution, problem: Problem) -> ProgramRunner:
+    def _runner(self, found: Solution, problem: Problem, codec_of: CodecOf | None = None) -> ProgramRunner:
         return ProgramRunner(
-            program=lower(problem, found.schedule, self.updates),
+            program=lower(problem, found.schedule, self.updates, codec_of or self.packable.codec),
             found=found,
             spec=self.spec,
             updates=self.updates,
@@ -219,11 +248,22 @@ class PreparedStep:
     def keep_all(self) -> Plan:
         """The plan that decides nothing."""
         effort = Effort()
-        return self._plan(SOLVERS["keep-all"](self.problem, 0, effort), None, "keep-all")
+        return self.written(SOLVERS["keep-all"](self.problem, 0, effort), None, "keep-all")
 
     def smallest(self, *, actions: Sequence[str] = LOSS_FREE) -> Plan:
         """The plan of the smallest peak that the default solver finds with these actions."""
-        return self._plan(self._smallest(tuple(actions)), None, _AUTO)
+        return self.written(self.floor_of(self.problem_with(actions), tuple(actions)), None, AUTO)
+
+    def packed_whole(self, codec: str) -> Plan:
+        """The plan that packs every tensor that this lossy codec may pack, and recomputes nothing.
+
+        Raises:
+            ConfigError: No such codec.
+        """
+        PlanOptions(actions=("encode",), codecs=(codec,), max_gradient_error=math.inf)
+        problem = self.problem_with(("encode",), (codec,), measured=False)
+        solver = "all-encoded"
+        return replace(self.written(SOLVERS[solver](problem, 0, Effort()), None, solver), gradient_error=None)
 
     def plan(
         self,
@@ -233,6 +273,7 @@ class PreparedStep:
         solver: str = "auto",
         max_gradient_error: float = 0.0,
         time_limit_s: float | None = None,
+        codecs: Sequence[str] = MENU,
     ) -> Plan:
         """The cheapest plan found whose peak is within the budget.
 
@@ -241,49 +282,44 @@ class PreparedStep:
             actions: What the plan may do; an empty sequence allows nothing but the captured program.
             solver: A name of `SOLVERS`, or "auto".
             max_gradient_error: Cap on the relative L2 error of the whole gradient, as measured on the example batch
-                with the weights at the time of planning; only "encode" makes one.
+                with the weights at the time of planning; only "encode" makes one. Infinity: no cap, nothing measured.
+            codecs: What "encode" may choose from, for each tensor.
             time_limit_s: Wall-clock limit; without one the effort is bounded by work alone and so reproducible.
 
         Raises:
             InfeasibleBudgetError: No plan found fits; says how much is needed and which operator blocks.
             ConfigError: An unknown action or solver, a budget that is none.
         """
-        PlanOptions(actions=actions, solver=solver, max_gradient_error=max_gradient_error, time_limit_s=time_limit_s)
-        limit = parse_budget(budget).resolve_bytes(
-            resident_bytes=self.resident_bytes, eager_peak_bytes=self.eager_peak_bytes
+        options = PlanOptions(
+            actions=actions,
+            solver=solver,
+            max_gradient_error=max_gradient_error,
+            time_limit_s=time_limit_s,
+            codecs=codecs,
         )
-        name = "keep-all" if not actions else _AUTO if solver == "auto" else solver
-        solve = SOLVERS[name]
-        room = limit - self.resident_bytes
-        effort = _effort(actions, max_error=max_gradient_error, time_limit_s=time_limit_s)
-        problem = self.problem_with(actions)
-        found = solve(problem, room, effort)
-        if max(found.peak_bytes, self.closing.peak_bytes) > room:
-            smallest = found
-            if solver == "auto" and actions:
-                # Near the floor the search needs more work than it is given for an ordinary budget.
-                smallest = min(found, self._smallest(tuple(actions), max_gradient_error), key=_peak)
-                # What was proven for the floor's own budget does not hold for a larger one.
-                found = replace(smallest, bound_seconds=min(found.bound_seconds, smallest.extra_seconds))
-            peak_bytes = max(smallest.peak_bytes, self.closing.peak_bytes)
-            if peak_bytes > room:
-                closes = self.closing.peak_bytes >= smallest.peak_bytes
-                raise InfeasibleBudgetError(
-                    needed_bytes=self.resident_bytes + peak_bytes,
-                    budget_bytes=limit,
-                    blocker=self.closing.peak_op if closes else describe_peak(problem, smallest),
-                )
-        plan = self._plan(found, limit, name)
-        if plan.gradient_error > max_gradient_error * (1 + 1e-9):
-            raise ConfigError(
-                f"the solver {name!r} does not keep to max_gradient_error={max_gradient_error}: its plan has "
-                f"{plan.gradient_error:.4f}. Raise the cap, or let solver='auto' choose."
-            )
-        return plan
+        return self.planned(budget, options)
 
     def planned(self, budget: str | int | Budget, options: PlanOptions) -> Plan:
         """As `plan`."""
-        return self.plan(budget, **vars(options))
+        limit_bytes = parse_budget(budget).resolve_bytes(
+            resident_bytes=self.resident_bytes, eager_peak_bytes=self.eager_peak_bytes
+        )
+        return find_plan(self, limit_bytes, options)
+
+    def error_of(self, found: Solution) -> float:
+        """Relative L2 error of the gradient that a solution really gives on the example batch (estimated to 1 %).
+
+        Costs a step of it and one of a small exact plan; model and generator are left as they were.
+        """
+        bound, sketches = BoundModel(self.model, self.layouts), []
+        leaves, _ = batch_tensors(self.example)
+        runner = self._runner(found, found.problem)
+        for each in (runner, self.compile(self.smallest(actions=("recompute",)))):
+            sketches.append(GradientSketch())
+            with put_back([*bound.buffers, *leaves]), torch.random.fork_rng(devices=[]):
+                each.run(bound, self.example, sketches[-1].take)
+        planned, exact = sketches
+        return planned.error_from(exact)
 
     def confirmed(self, plan: Plan, runner: ProgramRunner) -> Plan:
         """The plan with this machine's figures; they differ where operators need other scratch memory.
@@ -297,26 +333,28 @@ class PreparedStep:
         """
         if self.resident_bytes + max(runner.found.peak_bytes, self.closing.peak_bytes) == plan.peak_bytes:
             return plan
-        plan = self._plan(runner.found, plan.budget_bytes, plan.solver)
+        error = plan.gradient_error
+        plan = replace(self.written(runner.found, plan.budget_bytes, plan.solver), gradient_error=error)
         if plan.budget_bytes is not None and plan.peak_bytes > plan.budget_bytes:
             raise InfeasibleBudgetError(
                 needed_bytes=plan.peak_bytes, budget_bytes=plan.budget_bytes, blocker=plan.peak_op
             )
         return plan
 
-    def _smallest(self, actions: tuple[str, ...], max_error: float = 0.0) -> Solution:
-        key = actions, max_error
+    def floor_of(self, problem: Problem, actions: tuple[str, ...], max_error: float = 0.0) -> Solution:
+        """The solution of the smallest peak that the default solver finds for a problem of this step."""
+        key = id(problem), actions, max_error
         if key not in self._floors:
-            self._floors[key] = smallest_of(
-                self.problem_with(actions), SOLVERS[_AUTO], lambda: _effort(actions, max_error=max_error)
-            )
-        return self._floors[key]
+            found = smallest_of(problem, SOLVERS[AUTO], lambda: effort_for(actions, max_error=max_error))
+            self._floors[key] = problem, found  # the problem too, so that its number stays its own
+        return self._floors[key][1]
 
     @cached_property
-    def _floors(self) -> dict[tuple[tuple[str, ...], float], Solution]:
+    def _floors(self) -> dict[tuple[int, tuple[str, ...], float], tuple[Problem, Solution]]:
         return {}
 
-    def _plan(self, found: Solution, budget_bytes: int | None, solver: str) -> Plan:
+    def written(self, found: Solution, budget_bytes: int | None, solver: str) -> Plan:
+        """A solution as a plan."""
         plan = make_plan(
             found.problem,
             found,
@@ -326,16 +364,3 @@ class PreparedStep:
             threads=self.threads,
         )
         return whole_plan(plan, self.closing, self.micro_batches)
-
-
-def _effort(actions: Sequence[str], *, max_error: float = 0.0, time_limit_s: float | None = None) -> Effort:
-    return Effort(
-        time_limit_s=time_limit_s,
-        recompute="recompute" in actions,
-        split="split" in actions,
-        max_error=max_error,
-    )
-
-
-def _peak(found: Solution) -> int:
-    return found.peak_bytes

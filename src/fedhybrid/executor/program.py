@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from fedhybrid.codecs import BoundCodec
 from fedhybrid.executor.bound import BoundModel
 from fedhybrid.executor.clip import clip_coefficient
 from fedhybrid.executor.lower import Program
@@ -42,6 +43,11 @@ class ProgramRunner:
         self.found = found
         self._program, self._spec, self._updates = program, spec, updates
         self._clip_norm, self._micro_batches, self._aux = clip_norm, micro_batches, aux
+
+    @property
+    def codecs(self) -> Sequence[BoundCodec]:
+        """Those of the tensors that wait packed."""
+        return self._program.codecs
 
     @property
     def source(self) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from fedhybrid.codecs import BoundCodec
 from fedhybrid.executor.bound import BoundModel, Layouts
 from fedhybrid.executor.options import PlanOptions
 from fedhybrid.planner import Plan
@@ -25,6 +26,11 @@ class Runner(Protocol):
     @property
     def source(self) -> str:
         """What runs, as text."""
+        ...
+
+    @property
+    def codecs(self) -> Sequence[BoundCodec]:
+        """Those of the tensors that wait packed."""
         ...
 
     def run(self, bound: BoundModel, batch: Any, apply: Apply) -> tuple[Tensor, Tensor | None]:

@@ -10,8 +10,10 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from fedhybrid.errors import ConfigError, PlanMismatchError
+from fedhybrid.codecs import BoundCodec
+from fedhybrid.errors import ConfigError, InfeasibleBudgetError, PlanMismatchError
 from fedhybrid.executor.bound import BoundModel, put_back
+from fedhybrid.executor.guard import GradientGuard, GuardRecord
 from fedhybrid.executor.measure import Measurement, measure_step
 from fedhybrid.executor.options import PlanOptions
 from fedhybrid.executor.prepared import PreparedStep
@@ -48,12 +50,14 @@ class TrainStep:
         *,
         planning: PlanOptions | None = None,
         other_shapes: str = "refuse",
+        guard_every: int | None = None,
     ) -> None:
         self.prepared = prepared
         self.aux: Tensor | None = None
         self._planning = planning or PlanOptions()
-        self._bound = BoundModel(prepared.model, prepared.layouts)
-        self.state = OptimizerState(prepared.optimizer, self._bound, prepared.trained)
+        self.bound = BoundModel(prepared.model, prepared.layouts)
+        self._codec_seed = 0
+        self.state = OptimizerState(prepared.optimizer, self.bound, prepared.trained)
         self._runners: dict[Any, Any] = {}
         self._ladder: list[Plan] = []
         self._measured: dict[tuple[Any, int], int] = {}
@@ -61,6 +65,9 @@ class TrainStep:
         if other_shapes == "compile" and isinstance(prepared, PreparedStep):
             self._others = OtherShapes(prepared, self._planning)
         self.use_plan(plan)
+        self._guard: GradientGuard | None = None
+        if guard_every is not None:
+            self._guard = GradientGuard(self, guard_every, self._planning.max_gradient_error)
 
     def __call__(self, *batch: Any) -> Tensor:
         """One training step on `(x, y)` or one dictionary; returns the detached scalar loss.
@@ -71,15 +78,20 @@ class TrainStep:
         """
         given = batch[0] if len(batch) == 1 else batch
         runner = self._runner_for(given)
-        self._bound.refresh()
+        self.bound.refresh()
         counts = dict(self.state.counts)
         self.aux = None  # the last step's may be large, and no plan counts it
+        watch = None
+        if self._guard is not None and runner is self._runner and self._guard.due(self.state.steps):
+            watch = self._guard.watch(given)
         try:
-            loss, self.aux = runner.run(self._bound, given, self.state.apply)
+            loss, self.aux = runner.run(self.bound, given, self.state.apply if watch is None else watch.apply)
         except BaseException:
             self.state.counts = counts
             raise
         self.state.steps += 1
+        if watch is not None:
+            watch.judge()
         return loss
 
     def _runner_for(self, batch: Any) -> Runner:
@@ -137,14 +149,16 @@ class TrainStep:
             raise ConfigError(f"plan must be a fedhybrid.Plan (Plan.from_json reads one), got {type(plan).__name__}")
         if plan.fingerprint != self.prepared.fingerprint:
             raise PlanMismatchError(expected=self.prepared.fingerprint, found=plan.fingerprint)
-        runner = self._compiled(plan)
+        runner = self.compiled(plan)
         self._plan = self.prepared.confirmed(plan, runner)
         self._runner: Runner = runner
 
-    def _compiled(self, plan: Plan) -> Any:
+    def compiled(self, plan: Plan) -> Any:
         """The plan's runner; made once, since a federation switches plans at every task."""
         if plan.key not in self._runners:
             self._runners[plan.key] = self.prepared.compile(plan)
+            for codec in self._runners[plan.key].codecs:
+                codec.reset(self._codec_seed)
         return self._runners[plan.key]
 
     def set_budget(self, budget: str | int | Budget) -> None:
@@ -168,6 +182,16 @@ class TrainStep:
             return
         self.use_plan(self.prepared.planned(budget, self._planning))
 
+    def plan_again(self, max_gradient_error: float) -> bool:
+        """Makes another plan for the same budget, with another cap on its error; whether there is one."""
+        planning = replace(self._planning, max_gradient_error=max_gradient_error)
+        assert self._plan.budget_bytes is not None
+        try:
+            self.use_plan(self.prepared.planned(self._plan.budget_bytes, planning))
+        except InfeasibleBudgetError:
+            return False
+        return True
+
     def prepare_ladder(self, budgets: Sequence[str | int | Budget]) -> None:
         """Plans and compiles a program for each of several budgets, so that `set_budget` can switch at once.
 
@@ -180,7 +204,7 @@ class TrainStep:
         own = [self._plan] if planned and self._plan.budget_bytes is not None else []
         ladder = monotone([*own, *planned])
         for plan in ladder:
-            self._compiled(plan)
+            self.compiled(plan)
         self._ladder = ladder
 
     def set_lr(self, lr: float | Sequence[float]) -> None:
@@ -197,8 +221,23 @@ class TrainStep:
 
     def reset_optimizer(self) -> None:
         """Fresh optimizer state, as after construction, from the parameters as they are now; the memory is reused."""
-        self._bound.refresh()
+        self.bound.refresh()
         self.state.reset()
+
+    @property
+    def guard_records(self) -> list[GuardRecord]:
+        """What the guard of lossy plans found so far."""
+        return [] if self._guard is None else list(self._guard.records)
+
+    def reset_codecs(self, seed: int) -> None:
+        """Codecs forget the ranges that they have seen, and draw their random numbers from a new stream."""
+        self._codec_seed = seed
+        for codec in self._codecs():
+            codec.reset(seed)
+
+    def _codecs(self) -> list[BoundCodec]:
+        others = [] if self._others is None else self._others.runners
+        return [codec for runner in (*self._runners.values(), *others) for codec in runner.codecs]
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer state in torch.optim's layout, copied.
@@ -214,7 +253,7 @@ class TrainStep:
         Raises:
             ConfigError: State of another kind of optimizer or for other parameters or groups.
         """
-        self._bound.refresh()
+        self.bound.refresh()
         self.state.load_state_dict(state_dict)
 
     def measured_peak_bytes(self) -> int:
@@ -247,14 +286,17 @@ class TrainStep:
     @contextmanager
     def preserved(self) -> Iterator[None]:
         """Puts model, optimizer state, counters, example and generator back when the block ends."""
-        self._bound.refresh()
+        self.bound.refresh()
         example, _ = batch_tensors(self.prepared.example)
-        tensors = [*self._bound.params, *self._bound.buffers, *self.state.all_tensors(), *example]
+        tensors = [*self.bound.params, *self.bound.buffers, *self.state.all_tensors(), *example]
         counts, steps, aux = dict(self.state.counts), self.state.steps, self.aux
+        codecs = [(codec, codec.saved()) for codec in self._codecs()]
         with put_back(tensors), untouched(self.prepared.model):
             try:
                 yield
             finally:
+                for codec, state in codecs:
+                    codec.state = state
                 self.state.counts, self.state.steps, self.aux = counts, steps, aux
 
     def gradients(self) -> dict[str, Tensor]:
@@ -265,5 +307,5 @@ class TrainStep:
             found[name] = grad.clone()
 
         with self.preserved():
-            self._runner.run(self._bound, self.prepared.example, keep)
+            self._runner.run(self.bound, self.prepared.example, keep)
         return found

@@ -13,7 +13,7 @@ from fedhybrid.devices import DeviceProfile
 from fedhybrid.engine import Federation, RunNames
 from fedhybrid.errors import ConfigError
 from fedhybrid.executor import SGD, Adam, AdamW
-from fedhybrid.experiment.check import tier_specs
+from fedhybrid.experiment.check import planning_of, tier_specs
 from fedhybrid.experiment.config import RunConfig, TrainTable
 from fedhybrid.fleet import Fleet, make_fleet
 from fedhybrid.methods import METHODS
@@ -76,8 +76,8 @@ def build_federation(config: RunConfig, datasets: Datasets | None = None) -> Fed
         rounds=config.rounds,
         seed=config.seed,
         plans=method.plans if config.planner.enabled == "auto" else config.planner.enabled == "on",
-        actions=tuple(config.planner.actions),
-        solver=config.planner.solver,
+        codec=method.codec if config.planner.enabled == "auto" else None,
+        planning=planning_of(config.planner),
     )
 
 

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from fedhybrid.data import DATASETS, PARTITIONS, load_dataset
 from fedhybrid.errors import ConfigError, FedHybridError
-from fedhybrid.executor import ACTIONS
-from fedhybrid.experiment.config import RunConfig
+from fedhybrid.executor import ACTIONS, PlanOptions
+from fedhybrid.experiment.config import PlannerTable, RunConfig
 from fedhybrid.experiment.messages import recipe_problem
 from fedhybrid.experiment.options import check_options
 from fedhybrid.experiment.overrides import apply_overrides, override_variant
@@ -25,7 +25,7 @@ from fedhybrid.planner import SOLVERS
 from fedhybrid.registry import lookup
 from fedhybrid.selection import POLICIES
 
-__all__ = ["Recipe", "config_toml", "load_config", "tier_specs", "to_table", "variants_of"]
+__all__ = ["Recipe", "config_toml", "load_config", "planning_of", "tier_specs", "to_table", "variants_of"]
 
 Recipe = str | Path | Mapping[str, Any]
 Overrides = Mapping[str, Any]
@@ -94,6 +94,20 @@ def tier_specs(config: RunConfig) -> list[TierSpec]:
     ]
 
 
+def planning_of(planner: PlannerTable) -> PlanOptions:
+    """How plans are made.
+
+    Raises:
+        ConfigError: An option that is none.
+    """
+    return PlanOptions(
+        actions=tuple(planner.actions),
+        solver=planner.solver,
+        codecs=tuple(planner.codecs),
+        max_gradient_error=planner.max_gradient_error,
+    )
+
+
 def _read(recipe: Recipe) -> Mapping[str, Any]:
     if isinstance(recipe, Mapping):
         return recipe
@@ -138,6 +152,8 @@ def _checked(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
     resolved = {name: _part_options(name, raw, problems) for name in ("method", "policy", "model")}
     problems += _name_problems(raw)
     if config is not None:
+        if not any(problem.startswith("planner.") or "action" in problem for problem in problems):
+            problems += [f"planner: {problem}" for problem in _attempt(planning_of, config.planner)]
         problems += _attempt(make_fleet, tier_specs(config), config.data.clients, config.seed)
         if config.fleet.clients_per_round > config.data.clients:
             problems.append(

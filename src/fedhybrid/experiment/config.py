@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["RunConfig", "TierTable", "TrainTable"]
+from fedhybrid.planner import MENU
+
+__all__ = ["PlannerTable", "RunConfig", "TierTable", "TrainTable"]
 
 _Count = Annotated[int, Field(ge=1)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -72,11 +74,16 @@ class TrainTable(_Table):
 
 
 class PlannerTable(_Table):
-    """How plans are made. `enabled`: "auto" leaves it to the method, "on" and "off" decide for it."""
+    """How plans are made. `enabled`: "auto" leaves it to the method, "on" and "off" decide for it.
+
+    `codecs` and `max_gradient_error` are for the action "encode"; without a cap (`inf`) errors are not measured.
+    """
 
     enabled: Literal["auto", "on", "off"] = "auto"
     solver: str = "auto"
     actions: list[str] = Field(default_factory=lambda: ["recompute"])
+    codecs: list[str] = Field(default_factory=lambda: list(MENU))
+    max_gradient_error: Annotated[float, Field(ge=0)] = 0.0
 
 
 class CompareTable(_Table):

@@ -6,15 +6,19 @@ one, write its file (it opens with the paper), add its line to `METHODS`; the co
 
 from __future__ import annotations
 
+from fedhybrid.methods.division import Division
 from fedhybrid.methods.fedavg import FedAvg
 from fedhybrid.methods.fedhybrid import FedHybrid
 from fedhybrid.methods.fedprox import FedProx
+from fedhybrid.methods.mesa import Mesa
 from fedhybrid.protocols import Method
 
-__all__ = ["METHODS", "FedAvg", "FedHybrid", "FedProx"]
+__all__ = ["METHODS", "Division", "FedAvg", "FedHybrid", "FedProx", "Mesa"]
 
 METHODS: dict[str, type[Method]] = {
+    "division": Division,
     "fedavg": FedAvg,
     "fedhybrid": FedHybrid,
     "fedprox": FedProx,
+    "mesa": Mesa,
 }

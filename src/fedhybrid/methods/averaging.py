@@ -49,6 +49,11 @@ class AbstractAveraging(ABC):
     def plans(self) -> bool:
         """Whether each client gets an execution plan for its budget."""
 
+    @property
+    def codec(self) -> str | None:
+        """None: no codec is forced on a client's step."""
+        return None
+
     @abstractmethod
     def optimizer(self, base: Optimizer) -> Optimizer:
         """The clients' optimizer, made from the configured one."""

@@ -4,6 +4,7 @@ from fedhybrid.planner.calls import Update, replay_form, updates_of
 from fedhybrid.planner.costs import CallCost, CostTable
 from fedhybrid.planner.ladder import monotone
 from fedhybrid.planner.liveness import eager_timeline
+from fedhybrid.planner.packable import LOSSY, MENU, OFFLOAD, Packable
 from fedhybrid.planner.packs import PackCost, with_packs
 from fedhybrid.planner.plan import Plan, TensorDecision, describe_peak, make_plan, plan_decisions
 from fedhybrid.planner.problem import BRIEF, KEEP, RECOMPUTE, TRANSIENT, Form, Kind, Pack, Problem, make_problem
@@ -15,6 +16,9 @@ from fedhybrid.planner.solvers import SOLVERS, Decisions, Effort, Solution
 __all__ = [
     "BRIEF",
     "KEEP",
+    "LOSSY",
+    "MENU",
+    "OFFLOAD",
     "RECOMPUTE",
     "SOLVERS",
     "TRANSIENT",
@@ -26,6 +30,7 @@ __all__ = [
     "Kind",
     "Pack",
     "PackCost",
+    "Packable",
     "Plan",
     "Problem",
     "Schedule",

@@ -82,9 +82,13 @@ def _forward_and_backward(raw: StepGraph, costs: CostTable, *, first: bool) -> t
         sums = position >= raw.backward_at and op.target == "aten.add.Tensor" and op.inputs[0] not in views
         takes_over = sums and _first_dies(raw, position, last)
         reached = live + (0 if takes_over else fresh_bytes)
-        copies_bytes = sum(raw.values[param].nbytes for param, at in copied.items() if at == position)
-        tops.append(reached + max(workspace, copies_bytes))
-        live += fresh_bytes + copies_bytes - sum(raw.storages[s].nbytes for s in dying.get(position, ()))
+        live += fresh_bytes - sum(raw.storages[s].nbytes for s in dying.get(position, ()))
+        tops.append(reached + workspace)
+        here = [param for param, at in copied.items() if at == position]
+        if here:  # gradients are copied when the op has given back what it read; only their sources still live
+            sources = {raw.storage_of(raw.grads[param]) for param in here}.intersection(dying.get(position, ()))
+            live += sum(raw.values[param].nbytes for param in here)
+            tops[-1] = max(tops[-1], live + sum(raw.storages[s].nbytes for s in sources))
     return tops, live
 
 

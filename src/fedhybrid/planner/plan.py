@@ -9,6 +9,7 @@ from typing import Any
 
 from fedhybrid.errors import ConfigError
 from fedhybrid.graph import Role
+from fedhybrid.planner.packable import LOSSY
 from fedhybrid.planner.problem import BRIEF, FIRST_PACK, RECOMPUTE, TRANSIENT, Kind, PlanOp, Problem
 from fedhybrid.planner.schedule import build_schedule
 from fedhybrid.planner.solvers.base import Decisions, Solution
@@ -61,9 +62,10 @@ class Plan:
         peak_op: The operator at the peak.
         step_time_s: Predicted seconds of a step under the costs that the plan was made with.
         extra_time_s: How much of it is recomputation.
-        bound_extra_time_s: A proven lower bound of `extra_time_s` over all plans within the budget; if this plan gives
-            eager's bits, over all that do.
-        gradient_error: Predicted relative L2 error of the gradient; 0 for plans without lossy actions.
+        bound_extra_time_s: A proven lower bound of `extra_time_s` over all plans within the budget; if this plan does
+            not change the order of sums, over all that do not.
+        gradient_error: Predicted relative L2 error of the gradient; 0 for plans without lossy actions, None where
+            nobody set a cap on it, so that it was not looked at.
         solver: Which solver found it.
         threads: Intra-op threads that the workspace was measured with.
         decisions: What happens to tensors that are not simply kept.
@@ -82,7 +84,7 @@ class Plan:
     step_time_s: float
     extra_time_s: float
     bound_extra_time_s: float
-    gradient_error: float
+    gradient_error: float | None
     solver: str
     threads: int
     decisions: tuple[TensorDecision, ...]
@@ -122,8 +124,8 @@ class Plan:
     @property
     def bit_identical(self) -> bool:
         """Whether the plan promises eager's bits: nothing lossy, and no split that changes the order of sums."""
-        lossy = any(d.action.startswith("encode:affine") for d in self.decisions)
-        return not lossy and self.gradient_error == 0 and all(split.exact for split in self.splits)
+        lossy = any(d.action.removeprefix("encode:") in LOSSY for d in self.decisions)
+        return not lossy and all(split.exact for split in self.splits)
 
     @property
     def recomputed_bytes(self) -> int:
@@ -145,6 +147,7 @@ def _problems(raw: Any) -> list[str]:
         "int": (int,),
         "int | None": (int, type(None)),
         "float": (int, float),
+        "float | None": (int, float, type(None)),
     }
     for key, kind in wanted.items():
         if key in raw and kind in accepted and (not isinstance(raw[key], accepted[kind]) or isinstance(raw[key], bool)):

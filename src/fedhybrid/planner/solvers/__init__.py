@@ -7,7 +7,7 @@ from fedhybrid.planner.solvers.milp import milp
 from fedhybrid.planner.solvers.mps import greedy_mps
 from fedhybrid.planner.solvers.simple import all_encoded, checkpoint_blocks, keep_all, recompute_all
 
-__all__ = ["SOLVERS", "Decisions", "Effort", "Solution", "Solver", "greedy", "smallest_of"]
+__all__ = ["NEEDED_ACTIONS", "SOLVERS", "Decisions", "Effort", "Solution", "Solver", "greedy", "smallest_of"]
 
 SOLVERS: dict[str, Solver] = {
     "all-encoded": all_encoded,
@@ -17,4 +17,11 @@ SOLVERS: dict[str, Solver] = {
     "keep-all": keep_all,
     "milp": milp,
     "recompute-all": recompute_all,
+}
+
+# What a solver does whether it is allowed or not. All others do what the effort and the problem's packs allow and
+# leave the rest: "greedy-mps" never splits, "all-encoded" does nothing but pack.
+NEEDED_ACTIONS: dict[str, tuple[str, ...]] = {
+    "checkpoint-blocks": ("recompute",),
+    "recompute-all": ("recompute",),
 }

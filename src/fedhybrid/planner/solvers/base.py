@@ -12,7 +12,15 @@ from typing import Protocol
 from fedhybrid.planner.problem import Problem
 from fedhybrid.planner.schedule import Schedule, build_schedule
 
-__all__ = ["Decisions", "Effort", "Solution", "Solver", "error_squared"]
+__all__ = [
+    "Decisions",
+    "Effort",
+    "Solution",
+    "Solver",
+    "error_squared",
+    "least_seconds",
+    "reorders_sums",
+]
 
 Decisions = dict[int, int]
 
@@ -26,15 +34,15 @@ class Solution:
         decisions: What is not mentioned is kept and runs whole.
         peak_bytes: Above the resident bytes.
         extra_seconds: What the decisions cost.
-        bound_seconds: Proven: no decisions of the same kind (exact or not) within the limit cost less; 0 where nothing
-            is proven.
+        bound_seconds: Proven: no decisions of the same kind (with or without splits that change the order of sums)
+            within the limit cost less. Where a solver proves nothing it is `least_seconds`.
     """
 
     problem: Problem
     decisions: Decisions
     peak_bytes: int
     extra_seconds: float
-    bound_seconds: float = 0.0
+    bound_seconds: float
 
     @property
     def gradient_error(self) -> float:
@@ -47,11 +55,19 @@ class Solution:
         return build_schedule(self.problem, self.decisions)
 
     @classmethod
-    def of(cls, problem: Problem, decisions: Mapping[int, int]) -> Solution:
-        """The solution that consists of these decisions."""
+    def of(cls, problem: Problem, decisions: Mapping[int, int], *, split: bool = True) -> Solution:
+        """The solution that consists of these decisions, with the bound that needs no search.
+
+        Args:
+            problem: What was decided about.
+            decisions: Options by subject.
+            split: Calls may run in chunks at all; if not, nothing is faster than the step as it is.
+        """
         chosen = {subject: option for subject, option in sorted(decisions.items()) if option}
         schedule = build_schedule(problem, chosen)
-        found = cls(problem, chosen, schedule.peak_bytes, schedule.extra_seconds)
+        least = least_seconds(problem, split=split, inexact=reorders_sums(problem, chosen))
+        extra = schedule.extra_seconds
+        found = cls(problem, chosen, schedule.peak_bytes, extra, min(least, extra))
         found.__dict__["schedule"] = schedule
         return found
 
@@ -62,12 +78,33 @@ def error_squared(problem: Problem, decisions: Mapping[int, int]) -> float:
     return sum(packs[key].error ** 2 for key in decisions.items() if key in packs)
 
 
+def least_seconds(problem: Problem, *, split: bool, inexact: bool) -> float:
+    """Extra seconds below which no decisions can be: every call in its fastest form and nothing done twice; at most 0.
+
+    Args:
+        problem: What is decided about.
+        split: Calls may run in chunks.
+        inexact: Also in chunks that change the order of sums.
+    """
+    extra = 0.0
+    for op in problem.ops if split else ():
+        fastest = min(form.seconds for i, form in enumerate(op.forms) if not i or form.exact or inexact)
+        extra += fastest - op.forms[0].seconds
+    return extra
+
+
+def reorders_sums(problem: Problem, decisions: Mapping[int, int]) -> bool:
+    """Whether some decisions split calls so that sums are taken in another order."""
+    first_call = len(problem.nbytes)
+    return any(not problem.calls[s - first_call].forms[o].exact for s, o in decisions.items() if s >= first_call)
+
+
 @dataclass
 class Effort:
     """How long a solver may try, and what it may do.
 
     Work is counted in calls that the simulator looks at, which are the same on every machine: runs that must be
-    reproducible bound them alone; the wall-clock limit is for people who wait. A core does some 70,000 a second.
+    reproducible bound them alone; the wall-clock limit is for people who wait. A core does some 150,000 a second.
 
     Attributes:
         max_work: Calls that may be looked at.
@@ -76,7 +113,7 @@ class Effort:
         max_error: Cap on the relative error of the gradient that lossy packs add up to (their squares do).
     """
 
-    max_work: int = 60_000
+    max_work: int = 120_000
     time_limit_s: float | None = None
     recompute: bool = True
     split: bool = False

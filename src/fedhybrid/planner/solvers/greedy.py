@@ -34,17 +34,17 @@ def greedy(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
     return best_of(search, structural_seeds(problem) if effort.recompute else [{}], 0.0)
 
 
-def best_of(search: Search, seeds: Iterable[Decisions], bound_seconds: float) -> Solution:
+def best_of(search: Search, seeds: Iterable[Decisions], aim_seconds: float) -> Solution:
     """The cheapest solution found from several seeds, else that of the smallest peak.
 
     Args:
         search: Carries limit and effort.
-        seeds: Looked at in order, until the bound is reached or the effort is spent.
-        bound_seconds: No solution is cheaper.
+        seeds: Looked at in order, until the aim is reached or the effort is spent.
+        aim_seconds: Extra seconds that are good enough: a bound, or 0 for a step that is as fast as without a plan.
     """
     smallest: Solution | None = None
     best: Solution | None = None
-    good_enough = bound_seconds + GOOD_ENOUGH_RATIO * search.problem.seconds
+    good_enough = aim_seconds + GOOD_ENOUGH_RATIO * search.problem.seconds
     for seed in seeds:
         search.start({**search.forms, **seed})
         search.repair()

@@ -31,17 +31,16 @@ _WORTH_RATIO = 0.1
 def milp(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
     """See the module's text."""
     if not effort.recompute and not problem.packs:
-        only = best_of(Search(problem, limit_bytes, effort), [{}], 0.0)
-        return replace(only, bound_seconds=min(0.0, only.extra_seconds))
+        return best_of(Search(problem, limit_bytes, effort), [{}], 0.0)
     only_exact = Relaxation(problem, limit_bytes, replace(effort, inexact=False) if effort.split else effort)
     relaxed = only_exact.solve({}, {})
-    exact, bound_seconds = _repaired(only_exact, relaxed), _bound_seconds(relaxed)
+    exact, bound_seconds = _repaired(only_exact, relaxed), _bound_seconds(only_exact, relaxed)
     found = exact
     if effort.split and effort.inexact:
         worth_seconds = _WORTH_RATIO * problem.seconds
         relaxation = Relaxation(problem, limit_bytes, effort)
         relaxed = relaxation.solve({}, {})
-        least_seconds = _bound_seconds(relaxed)
+        least_seconds = _bound_seconds(relaxation, relaxed)
         if exact.peak_bytes > limit_bytes or exact.extra_seconds - least_seconds >= worth_seconds:
             other = _repaired(relaxation, relaxed)
             cheaper = other.peak_bytes <= limit_bytes and exact.extra_seconds - other.extra_seconds >= worth_seconds
@@ -50,15 +49,15 @@ def milp(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
     return replace(found, bound_seconds=min(bound_seconds, found.extra_seconds))
 
 
-def _bound_seconds(relaxed: Relaxed | None) -> float:
-    return relaxed.bound_seconds if relaxed is not None else 0.0
+def _bound_seconds(relaxation: Relaxation, relaxed: Relaxed | None) -> float:
+    return relaxed.bound_seconds if relaxed is not None else relaxation.least_seconds
 
 
 def _repaired(relaxation: Relaxation, first: Relaxed | None) -> Solution:
     """The best that repair makes of the program's solution and of the other seeds."""
     seeds = _seeds(relaxation, first.decisions if first is not None else None)
     search = Search(relaxation.problem, relaxation.limit_bytes, relaxation.effort)
-    return best_of(search, seeds, _bound_seconds(first))
+    return best_of(search, seeds, _bound_seconds(relaxation, first))
 
 
 def _seeds(relaxation: Relaxation, first: Decisions | None) -> Iterator[Decisions]:
@@ -66,6 +65,7 @@ def _seeds(relaxation: Relaxation, first: Decisions | None) -> Iterator[Decision
     weights: dict[int, float] = {}
     tighter_bytes: dict[int, int] = {}
     simulator = Simulator(problem)
+    seen = 0  # of its work
     yielded = []
     for _ in range(_ROUNDS):
         if decisions is None or relaxation.effort.spent:
@@ -74,6 +74,8 @@ def _seeds(relaxation: Relaxation, first: Decisions | None) -> Iterator[Decision
             yielded.append(decisions)
             yield decisions
         simulator.reset(decisions)
+        relaxation.effort.work += simulator.work - seen
+        seen = simulator.work
         _learn(simulator, relaxation.limit_bytes, weights, tighter_bytes)
         solved = relaxation.solve(weights, tighter_bytes)
         decisions = solved.decisions if solved is not None else None

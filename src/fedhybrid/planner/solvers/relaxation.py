@@ -10,6 +10,7 @@ of the backward pass given and rematerialisation "at least once" instead of per 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from fedhybrid.planner.problem import TRANSIENT, Pack, PlanOp, Problem
 from fedhybrid.planner.simulator import Simulator
-from fedhybrid.planner.solvers.base import Decisions, Effort
+from fedhybrid.planner.solvers.base import Decisions, Effort, least_seconds
 
 __all__ = ["Relaxation", "Relaxed"]
 
@@ -50,7 +51,7 @@ class Relaxation:
         # An update may come later in a plan than it does here, and take its scratch memory with it.
         idle = [replace(update, workspace_bytes=0) for update in problem.updates]
         self.tops = Simulator(replace(problem, updates=idle)).tops()
-        self.gain_seconds = sum(min(0.0, self._fastest(op) - op.forms[0].seconds) for op in problem.ops)
+        self.least_seconds = least_seconds(problem, split=effort.split, inexact=effort.inexact)
 
     def _fastest(self, op: PlanOp) -> float:
         return min(f.seconds for i, f in enumerate(op.forms) if not i or self._allowed(f.exact))
@@ -92,7 +93,7 @@ class Relaxation:
         values, info = solver.getSolution().col_value, solver.getInfo()
         if len(values) != count:
             return None
-        bound_seconds = max(info.mip_dual_bound, 0.0) / 1e3 + self.gain_seconds
+        bound_seconds = max(info.mip_dual_bound, 0.0) / 1e3 + self.least_seconds
         chosen = {s: TRANSIENT for s, value in zip(self.columns, values, strict=False) if value > 0.5}
         chosen = {s: o for s, o in chosen.items() if s in self.problem.uses}
         packed = zip(self.packs, values[len(self.columns) :], strict=True)
@@ -131,7 +132,7 @@ class Relaxation:
             columns = self._columns_of(storage)
             if len(columns) > 1:
                 found.append((-1.0, columns, [-1.0] * len(columns)))
-        if self.effort.max_error > 0:
+        if 0 < self.effort.max_error < math.inf:
             errors = [(c, self.packs[c - len(self.columns)].error) for packs in self.packs_of.values() for c in packs]
             scale = self.effort.max_error**2
             found.append((-1.0, [c for c, _ in errors], [-(error**2) / scale for _, error in errors]))

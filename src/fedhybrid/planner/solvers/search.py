@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedhybrid.planner.problem import FIRST_PACK, KEEP, TRANSIENT, Problem
 from fedhybrid.planner.simulator import Simulator
-from fedhybrid.planner.solvers.base import Decisions, Effort, Solution, error_squared
+from fedhybrid.planner.solvers.base import Decisions, Effort, Solution, error_squared, least_seconds, reorders_sums
 
 __all__ = ["Search"]
 
@@ -21,6 +21,7 @@ class Search:
     def __init__(self, problem: Problem, limit_bytes: int, effort: Effort) -> None:
         self.problem, self.limit_bytes, self.effort = problem, limit_bytes, effort
         self.simulator = Simulator(problem)
+        effort.work += self.simulator.work
         self.fixed: frozenset[int] = frozenset()
         self.free = set(problem.candidates)
         self.forms = _faster_forms(problem, effort)
@@ -32,8 +33,10 @@ class Search:
 
     def solution(self) -> Solution:
         """The simulator's decisions as they are now."""
-        sim = self.simulator
-        return Solution(self.problem, dict(sorted(sim.decisions.items())), sim.peak_bytes, sim.extra_seconds)
+        sim, decisions = self.simulator, dict(sorted(self.simulator.decisions.items()))
+        least = least_seconds(self.problem, split=self.effort.split, inexact=reorders_sums(self.problem, decisions))
+        extra = sim.extra_seconds
+        return Solution(self.problem, decisions, sim.peak_bytes, extra, min(least, extra))
 
     def start(self, decisions: Decisions) -> None:
         """Takes up exactly these decisions."""
@@ -42,7 +45,7 @@ class Search:
         self.effort.work += self.simulator.work - before
 
     def attempt(self, changes: Decisions) -> tuple[int, float]:
-        """Peak and extra seconds after some changes."""
+        """Peak and extra seconds after some changes; taking one back is work, too, and goes through here."""
         before = self.simulator.work
         self.simulator.update(changes)
         self.effort.work += self.simulator.work - before
@@ -186,7 +189,7 @@ class Search:
                     if after < peak:
                         improved = True
                         break
-                    sim.decide(subject, current)
+                    self.attempt({subject: current})
                 if improved:
                     break
 
@@ -223,7 +226,7 @@ class Search:
                 if peak <= self.limit_bytes and seconds <= extra + (1e-12 if subject in calls else 0.0):
                     extra = seconds
                     break
-                sim.decide(subject, now)
+                self.attempt({subject: now})
 
     def _milder(self, subject: int, now: int) -> list[int]:
         """Options that may cost less than the present one."""

@@ -10,12 +10,12 @@ __all__ = ["all_encoded", "block_inputs", "checkpoint_blocks", "keep_all", "keep
 
 def keep_all(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
     """Keeps everything: the captured program as it is."""
-    return Solution.of(problem, {})
+    return Solution.of(problem, {}, split=effort.split)
 
 
 def recompute_all(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
     """Drops everything that can be made again and keeps each replayed value until its last use."""
-    return Solution.of(problem, keep_only(problem, [], RECOMPUTE))
+    return Solution.of(problem, keep_only(problem, [], RECOMPUTE), split=effort.split)
 
 
 def all_encoded(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
@@ -23,12 +23,13 @@ def all_encoded(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
     smallest: dict[int, tuple[int, int]] = {}
     for pack in problem.packs:
         smallest[pack.storage] = min(smallest.get(pack.storage, (pack.nbytes, pack.option)), (pack.nbytes, pack.option))
-    return Solution.of(problem, {storage: option for storage, (_, option) in smallest.items()})
+    chosen = {storage: option for storage, (_, option) in smallest.items()}
+    return Solution.of(problem, chosen, split=effort.split)
 
 
 def checkpoint_blocks(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
     """Keeps only block inputs, as `torch.utils.checkpoint` round every block would."""
-    return Solution.of(problem, keep_only(problem, block_inputs(problem), RECOMPUTE))
+    return Solution.of(problem, keep_only(problem, block_inputs(problem), RECOMPUTE), split=effort.split)
 
 
 def keep_only(problem: Problem, kept: list[int], otherwise: int) -> Decisions:

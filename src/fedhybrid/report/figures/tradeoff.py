@@ -38,7 +38,7 @@ class TradePoint:
     extra_time_s: float | None
     bound_extra_time_s: float | None
     step_time_s: float | None
-    gradient_error: float
+    gradient_error: float | None
     solver: str
     measured_peak_bytes: int | None = None
     time_ratio: float | None = None
