@@ -41,7 +41,8 @@ def find_plan(prepared: PreparedStep, limit_bytes: int, options: PlanOptions) ->
     cap = options.max_gradient_error
     name = "keep-all" if not options.actions else AUTO if options.solver == "auto" else options.solver
     problem = prepared.problem_with(options.actions, options.codecs, measured=cap < math.inf)
-    exact = _exact(prepared, limit_bytes, options, name) if "encode" in options.actions and cap < math.inf else None
+    lossy = options.solver == "auto" and "encode" in options.actions and cap < math.inf
+    exact = _exact(prepared, limit_bytes, options, name) if lossy else None
     for number in range(_ROUNDS + 1):
         try:
             found = _solve(prepared, limit_bytes, options, name, problem)

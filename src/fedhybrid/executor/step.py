@@ -64,8 +64,8 @@ class TrainStep:
         self._others: OtherShapes | None = None
         if other_shapes == "compile" and isinstance(prepared, PreparedStep):
             self._others = OtherShapes(prepared, self._planning)
-        self.use_plan(plan)
         self._guard: GradientGuard | None = None
+        self.use_plan(plan)
         if guard_every is not None:
             self._guard = GradientGuard(self, guard_every, self._planning.max_gradient_error)
 
@@ -285,16 +285,18 @@ class TrainStep:
 
     @contextmanager
     def preserved(self) -> Iterator[None]:
-        """Puts model, optimizer state, counters, example and generator back when the block ends."""
+        """Puts model, optimizer state, counters, codecs and example back when the block ends; no guard looks inside."""
         self.bound.refresh()
         example, _ = batch_tensors(self.prepared.example)
         tensors = [*self.bound.params, *self.bound.buffers, *self.state.all_tensors(), *example]
         counts, steps, aux = dict(self.state.counts), self.state.steps, self.aux
         codecs = [(codec, codec.saved()) for codec in self._codecs()]
+        guard, self._guard = self._guard, None
         with put_back(tensors), untouched(self.prepared.model):
             try:
                 yield
             finally:
+                self._guard = guard
                 for codec, state in codecs:
                     codec.state = state
                 self.state.counts, self.state.steps, self.aux = counts, steps, aux
