@@ -23,9 +23,15 @@ from fedhybrid.models import MODELS
 
 SHARES = (100, 60, 40, 20, 10)
 
+# Every model meets two optimizers in the fast tests, and every optimizer two models; the other pairs are slow tests.
+PAIRS = [
+    pytest.param(name, optimizer, marks=[] if (i + j) % len(OPTIMIZERS) < 2 else [pytest.mark.slow])
+    for i, name in enumerate(sorted(MODELS))
+    for j, optimizer in enumerate(sorted(OPTIMIZERS))
+]
 
-@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
-@pytest.mark.parametrize("name", sorted(MODELS))
+
+@pytest.mark.parametrize(("name", "optimizer"), PAIRS)
 def test_twenty_steps_of_a_tight_plan_equal_eager_bit_for_bit(name: str, optimizer: str) -> None:
     model, batches = small_model(name), [image_batch(seed=seed) for seed in range(20)]
     expected = eager_training(model, cross_entropy, batches, OPTIMIZERS[optimizer])

@@ -56,9 +56,23 @@ def same_run(one: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+def heard() -> _Listener:
+    """What `whole` told while it ran."""
+    return _Listener()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, heard: _Listener) -> RunResult:
     """Five rounds without a stop."""
-    return fh.run(recipe(rounds=5), out=tmp_path_factory.mktemp("whole") / "run")
+    return fh.run(recipe(rounds=5), out=tmp_path_factory.mktemp("whole") / "run", progress=heard)
+
+
+@pytest.fixture(scope="module")
+def two_variants(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One round of two variants, one after the other in this process."""
+    out = tmp_path_factory.mktemp("variants") / "run"
+    fh.run(recipe(rounds=1, compare=VARIANTS), out=out, processes=1)
+    return out
 
 
 class TestBudgets:
@@ -150,13 +164,11 @@ class TestRecords:
             assert reached_s == first
         assert 50 * 2**20 < summary.runtime_bytes < 8 * 2**30
 
-    def test_progress_hears_of_everything(self, tmp_path: Path) -> None:
-        heard = _Listener()
-        result = fh.run(recipe(rounds=2), out=tmp_path / "run", progress=heard)
-        assert heard.starts == [("", 0, 2)]
-        assert heard.rounds == list(result.rounds)
-        assert heard.tasks == list(result.clients)
-        assert heard.ends == [result.summary]
+    def test_progress_hears_of_everything(self, whole: RunResult, heard: _Listener) -> None:
+        assert heard.starts == [("", 0, 5)]
+        assert heard.rounds == list(whole.rounds)
+        assert heard.tasks == list(whole.clients)
+        assert heard.ends == [whole.summary]
 
 
 class TestAgain:
@@ -185,15 +197,13 @@ class TestAgain:
         with pytest.raises(ConfigError, match="finished run already"):
             fh.run(recipe(rounds=5), out=whole.folder)
 
-    def test_variants_do_not_depend_on_the_number_of_processes(self, tmp_path: Path) -> None:
-        raw = recipe(rounds=2, compare=VARIANTS)
+    def test_variants_do_not_depend_on_the_number_of_processes(self, two_variants: Path, tmp_path: Path) -> None:
         heard = _Listener()
-        fh.run(raw, out=tmp_path / "one", processes=1)
-        result = fh.run(raw, out=tmp_path / "two", processes=2, progress=heard)
+        result = fh.run(recipe(rounds=1, compare=VARIANTS), out=tmp_path / "two", processes=2, progress=heard)
         assert sorted(label for label, *_ in heard.starts) == ["ours", "theirs"]
         assert sorted(map(str, heard.rounds)) == sorted(str(r) for v in result.variants.values() for r in v.rounds)
         for label in ("ours", "theirs"):
-            same_run(tmp_path / "one" / label, tmp_path / "two" / label)
+            same_run(two_variants / label, tmp_path / "two" / label)
         assert result.summaries.keys() == {"ours", "theirs"}
 
 
@@ -211,9 +221,9 @@ class TestErrorsInVariants:
             said.append(str(caught.value))
         assert said[0] == said[1]
 
-    def test_plan_of_another_graph(self, tmp_path: Path) -> None:
+    def test_plan_of_another_graph(self, two_variants: Path, tmp_path: Path) -> None:
         raw, out = recipe(rounds=1, compare=VARIANTS), tmp_path / "run"
-        fh.run(raw, out=out, processes=1)
+        shutil.copytree(two_variants, out)
         path = out / "ours/plans/laptop-smallest.json"
         stored = json.loads(path.read_text())
         path.write_text(json.dumps(stored | {"fingerprint": "f" * len(stored["fingerprint"])}))

@@ -161,8 +161,33 @@ def test_what_is_not_packed(tensor: Tensor) -> None:
 def test_batches_of_any_shape(model: nn.Module) -> None:
     examples = [image_batch(size, side=4, seed=size) for size in (6, 2, 9)]
     expected = eager_training(model, cross_entropy, examples, OPTIMIZERS["sgd"])
-    step = compiled(model, optimizer=OPTIMIZERS["sgd"])
+    step = compiled(model, optimizer=OPTIMIZERS["sgd"], other_shapes="compile")
     assert_same_bits(step, planned_training(step, examples), expected)
+
+
+def test_other_batches_are_refused_as_by_a_program(model: nn.Module) -> None:
+    step = compiled(model)
+    program = compiled(nn.Sequential(nn.Flatten(), nn.Linear(48, 10)), mode="program")
+    x, y = image_batch(6, side=4)
+    before = [p.clone() for p in model.parameters()]
+    for batch in ((x[:2], y[:2]), (x.double(), y), (x.mT, y), {"x": x, "y": y}):
+        said = []
+        for each in (step, program):
+            with pytest.raises(fh.ConfigError) as caught:
+                each(*batch) if isinstance(batch, tuple) else each(batch)
+            said.append(str(caught.value))
+        assert said[0] == said[1]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+    assert step.steps_done == 0
+
+
+def test_other_types_and_structures_are_refused_even_where_shapes_are_not(model: nn.Module) -> None:
+    step = compiled(model, other_shapes="compile")
+    x, y = image_batch(2, side=4)
+    with pytest.raises(fh.ConfigError, match="compiled for batches of"):
+        step(x.double(), y)
+    with pytest.raises(fh.ConfigError, match="structure"):
+        step({"x": x, "y": y})
 
 
 def test_state_goes_to_torch_and_back(model: nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import fedhybrid as fh
-from fedhybrid.executor import TrainStep, prepare_step
+from fedhybrid.executor import PreparedStep, TrainStep, prepare_step
 from fedhybrid.planner import SOLVERS
 
 SGD = OPTIMIZERS["sgd"]
@@ -88,9 +89,9 @@ def batches() -> list[Any]:
     return [image_batch(12, side=4, seed=seed) for seed in range(3)]
 
 
-@pytest.mark.parametrize("solver", ["smallest", *sorted(SOLVERS)])
-@pytest.mark.parametrize("name", sorted(MIDDLES))
-def test_every_plan_trains_as_eager_does(name: str, solver: str) -> None:
+@cache
+def prepared_net(name: str) -> tuple[PreparedStep, dict[str, Tensor], tuple[Any, Any, list[Tensor]]]:
+    """The step, its parameters as they are at the start, and what eager PyTorch makes of them."""
     torch.manual_seed(0)
     model = Net(MIDDLES[name])
     plain = copy.deepcopy(model)
@@ -98,6 +99,14 @@ def test_every_plan_trains_as_eager_does(name: str, solver: str) -> None:
         plain.middle = lambda h: F.dropout(torch.tanh(h), 0.5)
     expected = eager_training(plain, F.cross_entropy, batches(), OPTIMIZERS["adam"])
     prepared = prepare_step(model, F.cross_entropy, batches()[0], OPTIMIZERS["adam"])
+    return prepared, {key: t.clone() for key, t in model.state_dict().items()}, expected
+
+
+@pytest.mark.parametrize("solver", ["smallest", *sorted(SOLVERS)])
+@pytest.mark.parametrize("name", sorted(MIDDLES))
+def test_every_plan_trains_as_eager_does(name: str, solver: str) -> None:
+    prepared, start, expected = prepared_net(name)
+    prepared.model.load_state_dict(start)
     plan = prepared.smallest(actions=("recompute",)) if solver == "smallest" else prepared.plan("10000%", solver=solver)
     step = TrainStep(prepared, plan)
     assert_plan_holds(step)

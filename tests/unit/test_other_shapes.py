@@ -19,7 +19,9 @@ from tests.step_parts import (
 from torch import Tensor, nn
 
 import fedhybrid as fh
+from fedhybrid.executor import PlanOptions, PreparedStep, TrainStep, prepare_step
 from fedhybrid.executor import prepare as preparing
+from fedhybrid.executor import shapes as other_shapes
 from fedhybrid.planner import CostTable
 
 ADAM = OPTIMIZERS["adam"]
@@ -127,6 +129,78 @@ def test_a_new_budget_is_for_every_shape() -> None:
     for shapes, plan in tight.items():
         assert plan.peak_bytes < loose[shapes].peak_bytes
         assert plan.peak_bytes <= (step.plan.budget_bytes or 0)
+
+
+def prepared_layers(width: int = 64) -> PreparedStep:
+    """For batches of six, with prices that nothing is timed for."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, width), nn.ReLU(), nn.Dropout(0.3), nn.Linear(width, 10))
+    return prepare_step(model, cross_entropy, image_batch(6, side=4), ADAM, op_seconds=lambda work: 1e-6)
+
+
+def test_programs_used_longest_ago_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(other_shapes, "MOST_PROGRAMS", 2)
+    made: list[int] = []
+    real = other_shapes.for_batch
+
+    def watched(prepared: Any, batch: Any, known: CostTable) -> Any:
+        made.append(len(batch[0]))
+        return real(prepared, batch, known)
+
+    monkeypatch.setattr(other_shapes, "for_batch", watched)
+    prepared = prepared_layers()
+    model = prepared.model
+    sizes = (6, 5, 4, 5, 3, 6, 4)
+    examples = [image_batch(size, side=4, seed=seed) for seed, size in enumerate(sizes)]
+    expected = eager_training(model, cross_entropy, examples, ADAM)
+    step = TrainStep(prepared, prepared.plan("100%"), other_shapes="compile")
+    torch.manual_seed(0)
+    losses = []
+    for batch in examples:
+        losses.append(step(*batch))
+        assert len(step.programs) <= 3, "the example's own and two more"
+    assert_same_bits(step, losses, expected)
+    assert step.steps_done == len(examples)
+    assert [shapes[0][0] for shapes in step.programs] == [6, 3, 4]
+    assert made == [5, 4, 3, 4], "5 was used after 4, so that 4 had to go for 3"
+
+
+def test_costs_of_shapes_that_are_gone_are_not_kept() -> None:
+    others = other_shapes.OtherShapes(prepared_layers(), PlanOptions(), most=2)
+    known = []
+    for size in (1, 2, 3, 4):
+        others.runner_for(image_batch(size, side=4), None)
+        known.append(len(others._known.calls))
+    assert len(others.runners) == 2
+    assert max(known[2:]) <= max(known[:2])
+
+
+def test_codecs_of_a_program_that_comes_again_go_on_where_they_were() -> None:
+    prepared = prepared_layers(width=1 << 13)
+    others = other_shapes.OtherShapes(prepared, PlanOptions(solver="all-encoded"), most=1)
+    budget_bytes = 4 * prepared.eager_peak_bytes
+
+    def codecs(size: int) -> Any:
+        runner = others.runner_for(image_batch(size, side=4), budget_bytes)
+        assert runner is not None
+        assert runner.codecs, "masks wait as bits"
+        return runner.codecs
+
+    for codec in codecs(3):
+        codec.state.next_seed()
+        codec.state.facts["seen"] = codec.number
+    before = codecs(3)
+    assert codecs(2)[0].state.calls == 0
+    for old, new in zip(before, codecs(3), strict=True):
+        assert old is not new
+        assert old.state == new.state
+        assert new.state.facts == {"seen": new.number}
+    codecs(2)
+    others.reset_codecs(7)
+    fresh = codecs(3)
+    for old, new in zip(before, fresh, strict=True):
+        assert new.state.calls == 0
+        assert new.state.seed != old.state.seed
 
 
 def test_refused_by_default_with_the_way_out() -> None:

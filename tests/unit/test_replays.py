@@ -221,6 +221,29 @@ class Accumulates(nn.Module):
         return scores[:12]
 
 
+class SharesGradients(nn.Module):
+    """Parameters that get one and the same gradient, of which autograd copies all but one."""
+
+    def __init__(self, ways: str) -> None:
+        super().__init__()
+        self.ways = ways
+        self.a, self.b, self.c, self.w = (nn.Parameter(torch.randn(n)) for n in (1536, 1536, 1536, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shared = self.a + self.b
+        both = {"sum": shared, "relu": torch.relu(shared) + self.c, "three": shared + self.c}[self.ways]
+        return x.flatten(1)[:, :1] * both[:10] * self.w * both.sum()
+
+
+@pytest.mark.parametrize("ways", ["sum", "relu", "three"])
+@pytest.mark.parametrize("optimizer", [fh.SGD(lr=0.1), fh.SGD(lr=0.1, momentum=0.9, nesterov=True)])
+def test_copies_of_shared_gradients_in_the_eager_peak(ways: str, optimizer: fh.SGD) -> None:
+    prepared = prepare_step(SharesGradients(ways), F.cross_entropy, image_batch(side=4), optimizer)
+    step = TrainStep(prepared, prepared.keep_all())
+    planned_training(step, [image_batch(side=4)])
+    assert step.measure(repeats=1).eager_peak_bytes == pytest.approx(prepared.eager_peak_bytes, abs=64)
+
+
 @pytest.mark.parametrize("order", ["pp", "pv", "vp", "vv", "vvv", "pvv"])
 def test_sums_of_gradients_in_the_eager_peak(order: str) -> None:
     prepared = prepare_step(Accumulates(order), F.cross_entropy, BATCHES[0], SGD)
