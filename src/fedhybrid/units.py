@@ -101,6 +101,8 @@ def format_seconds(time_s: float) -> str:
     >>> format_seconds(0.0123), format_seconds(75.0), format_seconds(7300.0)
     ('12.3 ms', '75.0 s', '2.03 h')
     """
+    if time_s < 0:
+        return f"-{format_seconds(-time_s)}"
     if time_s < 1:
         return f"{time_s * 1e3:.1f} ms"
     if time_s < 600:

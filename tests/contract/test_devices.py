@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import tomllib
-from pathlib import Path
 
 import pytest
 
 from fedhybrid.devices import DEVICES, load_profile
 from fedhybrid.opwork import OP_KINDS, OpWork
+
+FIGURES = (
+    "memory",
+    "peak.flops_per_s",
+    "peak.bytes_per_s",
+    "op_overhead_s",
+    "uplink",
+    "watts_compute",
+    "joules_per_byte_up",
+    "joules_per_byte_down",
+)
 
 
 @pytest.mark.parametrize("name", sorted(DEVICES))
@@ -21,15 +31,29 @@ class TestEveryDevice:
 
     def test_each_figure_has_a_source(self, name: str) -> None:
         sources = " ".join(load_profile(name).sources)
-        for figure in ("memory", "peak.flops_per_s", "peak.bytes_per_s", "op_overhead_s", "uplink"):
+        for figure in FIGURES:
             assert figure in sources
         assert "https://" in sources
         assert "ASSUMPTIONS" in DEVICES[name].read_text(encoding="utf-8")
 
-    def test_rates_of_memory_and_links_can_be_looked_up_or_are_called_assumptions(self, name: str) -> None:
+    def test_each_source_can_be_looked_up_or_is_called_derived_or_an_assumption(self, name: str) -> None:
         for source in load_profile(name).sources:
-            if source.startswith(("memory", "peak.bytes_per_s", "op_overhead_s", "uplink")):
+            assert any(word in source for word in ("https://", "http://", "of this project", "derived: ")), source
+            if source.startswith(("memory", "peak.bytes_per_s", "op_overhead_s", "uplink", "watts", "joules")):
                 assert "https://" in source or "http://" in source or "of this project" in source, source
+
+    def test_energy_grows_with_work_and_traffic(self, name: str) -> None:
+        profile = load_profile(name)
+        assert profile.energy_j(0.0, 0, 0) == 0.0
+        for compute_s, bytes_up, bytes_down in ((60.0, 0, 0), (0.0, 10**7, 0), (0.0, 0, 10**7)):
+            once, twice = (profile.energy_j(n * compute_s, n * bytes_up, n * bytes_down) for n in (1, 2))
+            assert 0 < once < twice == pytest.approx(2 * once)
+
+    def test_energy_is_plausible(self, name: str) -> None:
+        """One watt (a board) to a hundred (a desktop); a byte costs more to send than to receive, and microjoules."""
+        profile = load_profile(name)
+        assert 1.0 <= profile.energy_j(1.0, 0, 0) <= 100.0
+        assert 1e-8 < profile.energy_j(0.0, 0, 1) < profile.energy_j(0.0, 1, 0) < 1e-5
 
     def test_no_kind_is_faster_than_the_peak(self, name: str) -> None:
         peak = tomllib.loads(DEVICES[name].read_text(encoding="utf-8"))["peak"]
@@ -52,9 +76,36 @@ def test_the_table_lists_every_profile_in_the_folder() -> None:
     assert set(DEVICES.values()) == folder
 
 
-def test_devices_are_ordered_by_their_processors() -> None:
-    work = OpWork(kind="conv", flops=1e9, moved_bytes=10**6)
-    order = ["laptop", "phone-high-end", "raspberry-pi-5", "phone-mid-range", "raspberry-pi-4"]
-    times = [load_profile(name).op_time_s(work) for name in order]
-    assert times == sorted(times)
-    assert Path(DEVICES["laptop"]).is_file()
+def test_there_are_at_least_twelve() -> None:
+    assert len(DEVICES) >= 12
+
+
+PHONES = ("phone-entry", "phone-low-end", "phone-mid-range", "phone-high-end", "phone-flagship")
+
+
+@pytest.mark.parametrize(
+    "slow_to_fast",
+    [
+        PHONES,
+        ("raspberry-pi-zero-2", "raspberry-pi-3", "raspberry-pi-4", "phone-mid-range", "raspberry-pi-5"),
+        ("phone-high-end", "laptop", "laptop-m1", "desktop"),
+        ("jetson-nano", "jetson-orin-nano"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["conv", "matmul"])
+def test_devices_are_ordered_by_their_processors(slow_to_fast: tuple[str, ...], kind: str) -> None:
+    work = OpWork(kind=kind, flops=1e9, moved_bytes=10**6)
+    times = [load_profile(name).op_time_s(work) for name in slow_to_fast]
+    assert times == sorted(times, reverse=True)
+
+
+def test_dearer_phones_have_more_of_everything_and_draw_more() -> None:
+    phones = [load_profile(name) for name in PHONES]
+    norm = OpWork(kind="norm", flops=1e6, moved_bytes=10**7)
+    for figures in (
+        [phone.memory_bytes for phone in phones],
+        [1 / phone.op_time_s(norm) for phone in phones],
+        [1 / phone.op_overhead_s for phone in phones],
+        [phone.energy_j(1.0, 0, 0) for phone in phones],
+    ):
+        assert figures == sorted(figures)

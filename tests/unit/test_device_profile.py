@@ -67,3 +67,19 @@ def test_what_is_no_profile(tmp_path: Path) -> None:
         load_profile(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match="is not TOML"):
         load_profile(write(tmp_path, "name = "))
+
+
+ENERGY = "watts_compute = 2.5\njoules_per_byte_up = 1e-6\njoules_per_byte_down = 2e-7\n"
+
+
+def test_energy_is_compute_and_bytes_both_ways(tmp_path: Path) -> None:
+    profile = load_profile(write(tmp_path, HEAD + ENERGY + KINDS))
+    assert profile.energy_j(compute_s=4.0, bytes_up=10**6, bytes_down=10**7) == pytest.approx(10.0 + 1.0 + 2.0)
+
+
+def test_energy_may_be_left_out_but_not_half_of_it(tmp_path: Path) -> None:
+    profile = load_profile(write(tmp_path, HEAD + KINDS))
+    with pytest.raises(ConfigError, match="'mine' has no energy figures; add watts_compute"):
+        profile.energy_j(1.0, 0, 0)
+    with pytest.raises(ConfigError, match="go together, joules_per_byte_up, joules_per_byte_down missing"):
+        load_profile(write(tmp_path, HEAD + ENERGY.splitlines()[0] + "\n" + KINDS))

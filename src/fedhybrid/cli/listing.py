@@ -28,6 +28,7 @@ TABLES: Mapping[str, tuple[str, str]] = {
     "models": ("fedhybrid.models", "MODELS"),
     "partitions": ("fedhybrid.data", "PARTITIONS"),
     "policies": ("fedhybrid.selection", "POLICIES"),
+    "predictors": ("fedhybrid.fleet", "PREDICTORS"),
     "solvers": ("fedhybrid.planner", "SOLVERS"),
 }
 

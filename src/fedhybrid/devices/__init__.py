@@ -12,12 +12,20 @@ __all__ = ["DEVICES", "DeviceProfile", "KindRate", "load_profile"]
 _PROFILES = Path(__file__).parent / "profiles"
 
 DEVICES: dict[str, Path] = {
+    "desktop": _PROFILES / "desktop.toml",
     "jetson-nano": _PROFILES / "jetson-nano.toml",
+    "jetson-orin-nano": _PROFILES / "jetson-orin-nano.toml",
     "laptop": _PROFILES / "laptop.toml",
+    "laptop-m1": _PROFILES / "laptop-m1.toml",
+    "phone-entry": _PROFILES / "phone-entry.toml",
+    "phone-flagship": _PROFILES / "phone-flagship.toml",
     "phone-high-end": _PROFILES / "phone-high-end.toml",
+    "phone-low-end": _PROFILES / "phone-low-end.toml",
     "phone-mid-range": _PROFILES / "phone-mid-range.toml",
+    "raspberry-pi-3": _PROFILES / "raspberry-pi-3.toml",
     "raspberry-pi-4": _PROFILES / "raspberry-pi-4.toml",
     "raspberry-pi-5": _PROFILES / "raspberry-pi-5.toml",
+    "raspberry-pi-zero-2": _PROFILES / "raspberry-pi-zero-2.toml",
 }
 
 

@@ -1,8 +1,8 @@
-"""What a device can do: memory, seconds per operator kind, bandwidth.
+"""What a device can do: memory, seconds per operator kind, bandwidth, energy.
 
 A profile is a TOML file. Per operator kind it needs how fast the device computes and moves memory, either directly
 (`[kinds.conv]`, measured rates) or as a share of the device's peaks (`[peak]` and `[efficiency_ratio]`); a direct entry
-wins. Every file says in `sources` where each figure comes from.
+wins. Energy figures may be left out, but only all of them. Every file says in `sources` where each figure comes from.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ class DeviceProfile:
         op_overhead_s: Seconds that any operator costs however little it does.
         uplink_bytes_per_s: To the server.
         downlink_bytes_per_s: From the server.
+        watts_compute: Joules per second of compute, above what the idle device draws; None where the profile does
+            not say.
+        joules_per_byte_up: Joules that the radio takes to send one byte, or None.
+        joules_per_byte_down: Joules that the radio takes to receive one byte, or None.
     """
 
     name: str
@@ -52,6 +56,9 @@ class DeviceProfile:
     op_overhead_s: float
     uplink_bytes_per_s: float
     downlink_bytes_per_s: float
+    watts_compute: float | None = None
+    joules_per_byte_up: float | None = None
+    joules_per_byte_down: float | None = None
 
     def op_time_s(self, work: OpWork) -> float:
         """Seconds for one operator: overhead plus the larger of compute time and memory time.
@@ -61,7 +68,21 @@ class DeviceProfile:
         rate = self.kinds[work.kind]
         return self.op_overhead_s + max(work.flops / rate.flops_per_s, work.moved_bytes / rate.bytes_per_s)
 
+    def energy_j(self, compute_s: float, bytes_up: int, bytes_down: int) -> float:
+        """Joules above idle for so many seconds of compute and so many bytes over the link.
 
+        Linear in all three: what the radio spends on waking up and staying on after a transfer is spread over bytes.
+
+        Raises:
+            ConfigError: The profile has no energy figures.
+        """
+        if self.watts_compute is None or self.joules_per_byte_up is None or self.joules_per_byte_down is None:
+            raise ConfigError(f"device {self.name!r} has no energy figures; add {', '.join(_ENERGY)} to its profile")
+        radio_j = bytes_up * self.joules_per_byte_up + bytes_down * self.joules_per_byte_down
+        return compute_s * self.watts_compute + radio_j
+
+
+_ENERGY = ("watts_compute", "joules_per_byte_up", "joules_per_byte_down")
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Ratio = Annotated[float, Field(gt=0, le=1)]
 
@@ -88,6 +109,9 @@ class _File(_Table):
     op_overhead_s: float = Field(ge=0, allow_inf_nan=False)
     uplink_bytes_per_s: _Positive
     downlink_bytes_per_s: _Positive
+    watts_compute: _Positive | None = None
+    joules_per_byte_up: _Positive | None = None
+    joules_per_byte_down: _Positive | None = None
     peak: _Rates | None = None
     efficiency_ratio: dict[str, _Shares] = Field(default_factory=dict)
     kinds: dict[str, _Rates] = Field(default_factory=dict)
@@ -114,6 +138,9 @@ def read_profile(path: Path) -> DeviceProfile:
                 for found in error.errors()
             ]
         ) from error
+    missing = [key for key in _ENERGY if getattr(file, key) is None]
+    if 0 < len(missing) < len(_ENERGY):
+        raise ConfigError(f"device profile {path}: energy figures go together, {', '.join(missing)} missing")
     return DeviceProfile(
         name=file.name,
         title=file.title,
@@ -123,6 +150,9 @@ def read_profile(path: Path) -> DeviceProfile:
         op_overhead_s=file.op_overhead_s,
         uplink_bytes_per_s=file.uplink_bytes_per_s,
         downlink_bytes_per_s=file.downlink_bytes_per_s,
+        watts_compute=file.watts_compute,
+        joules_per_byte_up=file.joules_per_byte_up,
+        joules_per_byte_down=file.joules_per_byte_down,
     )
 
 

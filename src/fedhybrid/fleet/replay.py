@@ -1,0 +1,87 @@
+"""Judges a predictor on traces: how often its promise is broken, and how much memory it leaves unused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedhybrid.errors import ConfigError
+from fedhybrid.fleet.predictor import FixedFraction, Predictor
+from fedhybrid.fleet.traces import MemoryTraces
+from fedhybrid.records import FloatArray, IntArray
+
+__all__ = ["Replay", "Scores", "equal_fraction", "replay"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Two numbers that pull in opposite directions.
+
+    Attributes:
+        violation_ratio: Share of windows in which less was available than promised at some moment.
+        unused_ratio: Mean over windows of (least available - promised) / least available, 0 where violated.
+    """
+
+    violation_ratio: float
+    unused_ratio: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Replay:
+    """What was promised at each window's beginning and what was available at its worst moment, bytes by client."""
+
+    promised_bytes: IntArray
+    lowest_bytes: IntArray
+
+    def scores(self, *, skip_windows: int) -> Scores:
+        """Over all clients and windows but the first ones, in which a predictor learns."""
+        promised, lowest = self.promised_bytes[:, skip_windows:], self.lowest_bytes[:, skip_windows:]
+        if promised.size == 0:
+            raise ConfigError(
+                f"a replay of {self.promised_bytes.shape[1]} windows has none left after the first {skip_windows}; use "
+                "longer traces or shorter windows"
+            )
+        unused = np.maximum(lowest - promised, 0) / np.maximum(lowest, 1)
+        return Scores(violation_ratio=float((promised > lowest).mean()), unused_ratio=float(unused.mean()))
+
+
+def replay(predictor: Predictor, traces: MemoryTraces, *, window_s: float) -> Replay:
+    """Tells the predictor one pass through the traces, sample by sample, window after window.
+
+    A promise is made right before a window begins, and holds for the whole window; the first one has seen one sample.
+
+    Raises:
+        ConfigError: The window is shorter than a sample or longer than the traces.
+    """
+    samples = round(window_s / traces.period_s)
+    windows = traces.available_bytes.shape[1] // samples if samples >= 1 else 0
+    if windows < 1:
+        raise ConfigError(
+            f"a window of {window_s:g} s must hold a sample ({traces.period_s:g} s) and fit into the traces "
+            f"({traces.duration_s:g} s)"
+        )
+    state = predictor.init(len(traces))
+    available: FloatArray = traces.available_bytes.astype(np.float64)
+    state = predictor.observe(state, available[:, 0])
+    promised = []
+    for window in range(windows):
+        promised.append(predictor.predict(state))
+        for sample in range(window * samples, (window + 1) * samples):
+            state = predictor.observe(state, available[:, sample])
+        state = predictor.close_window(state)
+    shaped = traces.available_bytes[:, : windows * samples].reshape(len(traces), windows, samples)
+    return Replay(promised_bytes=np.array(promised).T, lowest_bytes=shaped.min(axis=2))
+
+
+def equal_fraction(traces: MemoryTraces, *, window_s: float, skip_windows: int, violation_ratio: float) -> float:
+    """The fixed fraction that is violated as often as asked for on these very traces, found by bisection.
+
+    It is tuned with hindsight, which no device has: the fairest rival of a predictor with that many violations.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        found = replay(FixedFraction(share_ratio=middle), traces, window_s=window_s).scores(skip_windows=skip_windows)
+        low, high = (middle, high) if found.violation_ratio <= violation_ratio else (low, middle)
+    return low
