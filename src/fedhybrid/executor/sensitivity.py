@@ -1,11 +1,11 @@
-"""How much each lossy pack alone changes the gradient: one real step a tensor, on the example batch.
+"""How much lossy packs change the gradient: real steps on the example batch, each with a few like tensors packed.
 
 Errors of several packs add up in squares while they are small, so these figures are what plans budget with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -19,6 +19,7 @@ from fedhybrid.planner import LOSSY, Pack, Packable, Problem
 
 __all__ = ["gradient_errors"]
 
+_TOGETHER = 4
 _SHARE = 4  # codecs are compared on the first samples, a quarter of a tensor
 
 CodecOf = Callable[[int, str], Codec]
@@ -33,10 +34,11 @@ def gradient_errors(
 ) -> dict[tuple[int, str], float]:
     """Relative L2 error of the whole gradient by (storage, codec), for every lossy pack of a problem.
 
-    Each storage is packed by one of its codecs in one step, which gives that codec's error; in the same step all its
-    codecs pack the real activation, and the error of the gradient is taken to grow as the error of the activation does.
-    Each run keeps to the decisions of a small loss-free plan otherwise, so that a device that measures stays near the
-    memory that it has. Model and generator are left as they were.
+    In each step up to four tensors that are made, shaped and read alike (those of neighbouring blocks) are packed by
+    one codec, and share the error of the gradient equally, in squares. In the same step all codecs pack the real
+    activations, and the error of the gradient is taken to grow as the error of the activation does. Each step keeps to
+    the decisions of a small loss-free plan otherwise, so that a device that measures stays near the memory that it has.
+    Model and generator are left as they were.
 
     Args:
         problem: With the packs to look at.
@@ -45,24 +47,51 @@ def gradient_errors(
         example: A batch.
         runner_of: Compiles decisions about the problem on top of a small loss-free plan, with these codecs.
     """
-    by_storage: dict[int, list[Pack]] = {}
-    for pack in problem.packs:
-        if pack.codec in LOSSY:
-            by_storage.setdefault(pack.storage, []).append(pack)
     leaves, _ = batch_tensors(example)
     with put_back([*bound.params, *bound.buffers, *leaves]), torch.random.fork_rng(devices=[]):
         state = torch.get_rng_state()
         exact = _gradients(runner_of({}, packable.codec), bound, example, state)
         size = sum(float(g.double().square().sum()) for g in exact)
         found: dict[tuple[int, str], float] = {}
-        for storage, unsorted in by_storage.items():
-            packs = sorted(unsorted, key=lambda pack: -pack.nbytes)
-            middle = packs[len(packs) // 2]
-            probe = _Probe({pack.codec: packable.codec(storage, pack.codec) for pack in packs}, middle.codec)
-            runner = runner_of({storage: middle.option}, probe.codec_of(storage, packable.codec))
-            error = (_distance(_gradients(runner, bound, example, state), exact) / max(size, 1e-300)) ** 0.5
-            found.update({(storage, name): error * ratio for name, ratio in probe.ratios().items()})
+        for together in _groups(problem, packable):
+            probes = {
+                storage: _Probe(
+                    {pack.codec: packable.codec(storage, pack.codec) for pack in packs}, _middle(packs).codec
+                )
+                for storage, packs in together.items()
+            }
+            runner = runner_of({s: _middle(packs).option for s, packs in together.items()}, _probing(probes, packable))
+            distance = _distance(_gradients(runner, bound, example, state), exact) / len(together)
+            error = (distance / max(size, 1e-300)) ** 0.5
+            for storage, probe in probes.items():
+                found.update({(storage, name): error * ratio for name, ratio in probe.ratios().items()})
     return found
+
+
+def _groups(problem: Problem, packable: Packable) -> list[dict[int, list[Pack]]]:
+    """The lossy packs of each storage, of up to `_TOGETHER` storages that are alike."""
+    by_storage: dict[int, list[Pack]] = {}
+    for pack in problem.packs:
+        if pack.codec in LOSSY:
+            by_storage.setdefault(pack.storage, []).append(pack)
+    alike: dict[Hashable, list[int]] = {}
+    for storage in by_storage:
+        alike.setdefault(packable.likeness(storage), []).append(storage)
+    return [
+        {storage: by_storage[storage] for storage in storages[begin : begin + _TOGETHER]}
+        for storages in alike.values()
+        for begin in range(0, len(storages), _TOGETHER)
+    ]
+
+
+def _middle(packs: Sequence[Pack]) -> Pack:
+    """Of the middle size: coarse enough to be seen, fine enough for errors to be proportional."""
+    return sorted(packs, key=lambda pack: -pack.nbytes)[len(packs) // 2]
+
+
+def _probing(probes: Mapping[int, _Probe], packable: Packable) -> CodecOf:
+    """The probes for their storages, the ordinary codec for every other."""
+    return lambda storage, name: probes.get(storage) or packable.codec(storage, name)
 
 
 @final
@@ -72,10 +101,6 @@ class _Probe:
     def __init__(self, codecs: Mapping[str, Codec], chosen: str) -> None:
         self._codecs, self._chosen = codecs, codecs[chosen]
         self._squares: dict[str, float] = {}
-
-    def codec_of(self, storage: int, otherwise: CodecOf) -> CodecOf:
-        """This one for its storage, the ordinary one for every other."""
-        return lambda s, name: self if s == storage else otherwise(s, name)
 
     def ratios(self) -> dict[str, float]:
         """Error of each codec on the tensor, the chosen one's being 1."""

@@ -23,6 +23,7 @@ from fedhybrid.executor.state import OptimizerState
 from fedhybrid.graph import allocator_events, batch_tensors, peak_of
 from fedhybrid.graph.guard import untouched
 from fedhybrid.planner import Plan, monotone
+from fedhybrid.planner.solvers import least_seconds
 from fedhybrid.units import Budget, parse_budget
 
 __all__ = ["TrainStep"]
@@ -177,10 +178,17 @@ class TrainStep:
         if fitting:
             rung = min(fitting, key=lambda rung: (rung.extra_time_s, rung.peak_bytes))
             if rung.budget_bytes is not None and rung.budget_bytes < limit:  # its bound was proven for less
-                rung = replace(rung, bound_extra_time_s=min(0.0, rung.bound_extra_time_s))
+                rung = replace(rung, bound_extra_time_s=min(rung.bound_extra_time_s, self._least_extra_s()))
             self.use_plan(replace(rung, budget_bytes=limit))
             return
         self.use_plan(self.prepared.planned(budget, self._planning))
+
+    def _least_extra_s(self) -> float:
+        """No plan of this step costs less, whatever its budget."""
+        prepared = self.prepared
+        if not isinstance(prepared, PreparedStep):
+            return 0.0
+        return least_seconds(prepared.problem, split="split" in self._planning.actions, inexact=True)
 
     def plan_again(self, max_gradient_error: float) -> bool:
         """Makes another plan for the same budget, with another cap on its error; whether there is one."""
@@ -234,6 +242,8 @@ class TrainStep:
         self._codec_seed = seed
         for codec in self._codecs():
             codec.reset(seed)
+        if self._others is not None:
+            self._others.reset_codecs(seed)
 
     def _codecs(self) -> list[BoundCodec]:
         others = [] if self._others is None else self._others.runners

@@ -152,7 +152,7 @@ def _checked(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
     resolved = {name: _part_options(name, raw, problems) for name in ("method", "policy", "model")}
     problems += _name_problems(raw)
     if config is not None:
-        if not any(problem.startswith("planner.") or "action" in problem for problem in problems):
+        if not any(problem.startswith(("planner.", "unknown solver", "unknown action")) for problem in problems):
             problems += [f"planner: {problem}" for problem in _attempt(planning_of, config.planner)]
         problems += _attempt(make_fleet, tier_specs(config), config.data.clients, config.seed)
         if config.fleet.clients_per_round > config.data.clients:

@@ -6,7 +6,7 @@ Never packed with loss: anything but activations of some size, normalisation sta
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
@@ -82,6 +82,7 @@ class Packable:
         self._exact: set[int] = set()
         self._gates: dict[int, list[tuple[float, float]]] = {}
         self._readers: dict[int, set[str]] = {}
+        self._makers: dict[int, str] = {}
         self._heads = 1
         self._operands: dict[int, int] = {}  # of storages that attention reads: how many of its operands they hold
         for position, op in enumerate(graph.ops):
@@ -124,6 +125,12 @@ class Packable:
             options["groups"] = self._groups(self.whole[storage])
         return CODECS[name](**options)
 
+    def likeness(self, storage: int) -> Hashable:
+        """Equal for storages that are made, shaped and read alike, as those of equal blocks are."""
+        value = self.whole[storage]
+        readers = tuple(sorted(self._readers.get(storage, ())))
+        return self._makers.get(storage), value.shape, value.stride, value.dtype, readers, self.gates(storage)
+
     def gates(self, storage: int) -> tuple[float, float] | None:
         """The numbers that the backward pass compares the storage with."""
         found = self._gates.get(storage)
@@ -158,24 +165,27 @@ class Packable:
 
     def _see_forward(self, op: Op) -> None:
         graph, name = self._graph, _name(op)
-        written = {graph.storage_of(v) for v in op.writes}
-        for storage in written:  # whatever was known is overwritten
-            self._clamps.pop(storage, None)
-        out = op.outputs[0] if op.outputs else None
+        for value in op.writes:  # whatever was known is overwritten
+            self._clamps.pop(graph.storage_of(value), None)
+            self._limits.pop(graph.storage_of(value), None)
+        operands = [graph.values[ref.value] for ref in op.args[:3] if isinstance(ref, Ref)]
         if name in _POOLS and len(op.outputs) > 1 and op.outputs[1] is not None:
-            source = graph.values[op.args[0].value] if isinstance(op.args[0], Ref) else None
-            if source is not None:
-                spatial = source.shape[-3:] if "3d" in name else source.shape[-2:]
-                self._limits[graph.storage_of(op.outputs[1])] = math.prod(spatial)
-        if name == "_softmax" or "scaled_dot_product" in name:
-            operands = [graph.values[ref.value] for ref in op.args[:3] if isinstance(ref, Ref)]
-            if operands and len(operands[0].shape) == 4:
-                self._heads = operands[0].shape[1]
-                for operand in operands:
-                    self._operands[operand.storage] = self._operands.get(operand.storage, 0) + 1
+            spatial = operands[0].shape[-3:] if "3d" in name else operands[0].shape[-2:]
+            self._limits[graph.storage_of(op.outputs[1])] = math.prod(spatial)
+        if (name == "_softmax" or "scaled_dot_product" in name) and len(operands[0].shape) == 4:
+            self._heads = operands[0].shape[1]
+            for operand in operands:
+                self._operands[operand.storage] = self._operands.get(operand.storage, 0) + 1
+        self._see_result(op)
+
+    def _see_result(self, op: Op) -> None:
+        graph, name = self._graph, _name(op)
+        out = op.outputs[0] if op.outputs else None
         if out is None or not graph.covers_storage(out):
             return
         storage = graph.storage_of(out)
+        if not op.is_view:
+            self._makers[storage] = name
         if name in _CLAMPS:
             self._clamps[storage] = _CLAMPS[name](op.args)
         if name in ("bernoulli", "bernoulli_"):
