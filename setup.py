@@ -14,7 +14,16 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, CompileError, LinkError
 
 FOLDER = "src/fedhybrid/codecs/kernels"
-FLAGS = ["-std=c++17", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-Wno-psabi", "-Wno-ignored-attributes"]
+FLAGS = [
+    "-std=c++17",
+    "-O2",
+    "-fno-tree-vectorize",
+    "-g0",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+    "-Wno-psabi",
+    "-Wno-ignored-attributes",
+]
 OPENMP = "-fopenmp"
 
 

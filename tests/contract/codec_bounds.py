@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from fedhybrid.codecs import Codec, CodecState, GroupAffine
+from fedhybrid.codecs import Codec, CodecState, GroupAffine, kernels
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 TYPES = (*FLOATS, torch.int64, torch.int32)
@@ -54,13 +54,19 @@ def bound_of(codec: Codec, x: Tensor, state: CodecState) -> Tensor:
 
 
 def _affine(codec: GroupAffine, x: Tensor, state: CodecState) -> Tensor:
-    """Groups are those of the elements in order: for contiguous tensors."""
-    bounds = []
+    """Groups are those of the elements in order: for contiguous tensors, no gates."""
+    bounds, levels = [], 2**codec.bits - 1
     for group in x.double().flatten().split(codec.group):
         spread, magnitude = group.max() - group.min(), group.abs().max()
-        rounding = spread / 510 if codec.bits == 8 else spread / 30 + magnitude / 2**11 + spread / 2**10
+        if kernels.available():
+            step = spread / levels if codec.rounding == "stochastic" else spread / (2 * levels)
+            rounding = step * (1 + 2**-10) + magnitude / 2**20
+        elif codec.bits == 8:
+            rounding = spread / 510
+        else:
+            rounding = spread / (2 * levels) + magnitude / 2**11 + spread / 2**10
         bounds.append(rounding.expand(len(group)))
-    return torch.cat(bounds) + x.double().abs().max() / 2**19
+    return torch.cat(bounds) + (0 if kernels.available() else x.double().abs().max() / 2**19)
 
 
 def _bf16(codec: Codec, x: Tensor, state: CodecState) -> Tensor:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tests.contract.codec_bounds import FLOATS, TYPES, bound_of, shape_for, type_for, values_for
 from torch import Tensor
 
-from fedhybrid.codecs import CODECS, Codec, CodecState, GroupAffine
-from fedhybrid.errors import ConfigError, FedHybridError
+from fedhybrid.codecs import CODECS, Codec, CodecState
+from fedhybrid.errors import FedHybridError
 from fedhybrid.graph import allocator_events, peak_of
 
 EXACT_VALUES = ("bits", "narrow")  # which take certain values only
@@ -142,83 +142,3 @@ def assert_within_bound(codec: Codec, x: Tensor) -> None:
         return
     excess = (found.double() - x.double()).abs() - bound_of(codec, x, state)
     assert excess.max() <= 0
-
-
-GATES = [(0.0, math.inf), (0.0, 6.0), (-3.0, 3.0), (0.1, math.inf), (-math.inf, 0.3)]
-
-
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("gates", GATES)
-class TestGates:
-    @settings(deadline=None, max_examples=25)
-    @given(seed=st.integers(0, 1000), dtype=st.sampled_from(FLOATS), spread=st.floats(1e-6, 1e3), clamped=st.booleans())
-    def test_never_flip(  # noqa: PLR0917 - two of them are the class's parameters
-        self, bits: int, gates: tuple[float, float], seed: int, dtype: torch.dtype, spread: float, clamped: bool
-    ) -> None:
-        codec = GroupAffine(bits=8 if bits == 8 else 4, gates=gates)
-        x = torch.randn(3, 517, generator=torch.Generator().manual_seed(seed)).mul(spread).to(dtype)
-        x = x.clamp(*gates) if clamped else x
-        found = there_and_back(codec, x).float()
-        low, high = torch.tensor(gates).tolist()  # kernels compare with 32-bit floats
-        assert torch.equal(found <= low, x.float() <= low)
-        assert torch.equal(found >= high, x.float() >= high)
-
-    def test_what_lies_on_a_gate_comes_back_exactly(self, bits: int, gates: tuple[float, float]) -> None:
-        codec = GroupAffine(bits=8 if bits == 8 else 4, gates=gates)
-        x = torch.randn(64, 1000).mul(4).clamp(*gates)
-        found = there_and_back(codec, x)
-        outside = (x <= gates[0]) | (x >= gates[1])
-        assert outside.any()
-        assert torch.equal(found[outside], x[outside])
-
-    def test_bring_values_closer_never_further(self, bits: int, gates: tuple[float, float]) -> None:
-        width, x = 8 if bits == 8 else 4, torch.randn(100_001)
-        plain = (there_and_back(GroupAffine(bits=width), x) - x).abs()
-        gated = (there_and_back(GroupAffine(bits=width, gates=gates), x) - x).abs()
-        assert (gated <= plain + 1e-7).all()
-
-
-@pytest.mark.parametrize("numel", [0, 1, 8, 4097, 300_001])
-def test_bits_of_booleans_come_back(numel: int) -> None:
-    codec, mask = CODECS["bits"](), torch.rand(numel) < 0.3
-    assert codec.accepts((4, 4), torch.bool)
-    assert codec.encoded_bytes((numel,), torch.bool) == 8 + math.ceil(numel / 8)
-    assert torch.equal(there_and_back(codec, mask), mask)
-
-
-@pytest.mark.parametrize("other", [-2.5, math.inf, 1e-45, math.nan, -0.0])
-def test_bits_of_any_one_value_come_back(other: float) -> None:
-    x = torch.tensor(other).where(torch.rand(999) < 0.5, torch.tensor(0.0))
-    assert bits_of(there_and_back(CODECS["bits"](), x)) == bits_of(x)
-
-
-@pytest.mark.parametrize("third", [1.0000001, 0.5, -1.0, -0.0, math.nan, 1e-45])
-@pytest.mark.parametrize("at", [0, 17, 40_000])
-def test_bits_refuse_a_third_value_wherever_it_is(third: float, at: int) -> None:
-    x = torch.ones(40_001)
-    x[::2], x[at] = 0.0, third
-    with pytest.raises(FedHybridError, match="holds a third"):
-        CODECS["bits"]().encode(x)
-
-
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("at", [0, 39_999])
-def test_affine_refuses_what_is_not_finite(bits: int, value: float, at: int) -> None:
-    x = torch.randn(40_000)
-    x[at] = value
-    with pytest.raises(FedHybridError, match="nan or infinity"):
-        CODECS[f"affine-{bits}"]().encode(x)
-
-
-def test_constant_groups_come_back() -> None:
-    for value in (0.0, 1.0, -3.75, 1e-20, 300.0):
-        x = torch.full((1000,), value)
-        assert torch.allclose(there_and_back(CODECS["affine-8"](), x), x, rtol=1e-6, atol=0)
-        assert torch.allclose(there_and_back(CODECS["affine-4"](), x), x, rtol=2**-10, atol=0)
-
-
-def test_all_problems_of_an_affine_codec_are_told_at_once() -> None:
-    with pytest.raises(ConfigError) as caught:
-        GroupAffine(bits=5, group=100, gates=(1.0, 1.0))  # type: ignore[arg-type]
-    assert len(caught.value.problems) == 3

@@ -1,8 +1,9 @@
 """One bit an element, loss-free: masks, and the noise of dropout, which is 0 or one other value.
 
-Code: 8 bytes that hold the other value's bits, then 8 elements a byte, the first in the lowest bit. (The operators
-below are the fastest that torch offers on the CPU: comparisons that give booleans are several times slower than
-conversions to them, and a row look-up is faster than shifts.)
+Code: 8 bytes that hold the other value's bits, then 8 elements a byte: in an order of the compiled kernels' own, or,
+without them, the first in the lowest bit. (The operators below are the fastest that torch offers on the CPU:
+comparisons that give booleans are several times slower than conversions to them, and a row look-up is faster than
+shifts.)
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from fedhybrid.codecs import kernels
 from fedhybrid.codecs.base import CodecState, empty_dense, flat_view, numel_of, span_elements, spans
 from fedhybrid.errors import FedHybridError
 
@@ -22,6 +24,8 @@ __all__ = ["BitMask", "Packer", "bit_rows", "bit_table", "packed_bytes"]
 
 _HEADER_BYTES = 8
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+_FIRST_LOOK = 2**10  # elements among which one that is not 0 is looked for first
 
 # Eight booleans read as one 64-bit integer, times this: their bits stand side by side in the highest byte.
 _GATHER = 0x0102040810204080
@@ -58,21 +62,17 @@ class BitMask:
         """
         # Bits are compared, not numbers, so that signed zeros and nan are seen.
         elements = flat_view(x).view(_INTEGERS[x.element_size()])
-        code = torch.zeros(self.encoded_bytes(x.shape, x.dtype), dtype=torch.uint8)
-        packer = Packer(span_elements(x.numel()))
-        rest = None if x.dtype == torch.bool else torch.empty(packer.elements, dtype=elements.dtype)
-        value = 1 if rest is None else 0
-        for begin, end in spans(x.numel()):
-            span, target = elements[begin:end], code[_HEADER_BYTES + begin // 8 :]
-            packer.mark(span)
-            if rest is not None:
-                value = value or _nonzero_of(span)
-                if packer.any_marked_in(torch.bitwise_xor(span, value, out=rest[: end - begin])):
-                    raise FedHybridError(
-                        f"the codec 'bits' stores tensors of 0 and one other value; this {x.dtype} tensor of shape "
-                        f"{list(x.shape)} holds a third. Keep it, or use another codec."
-                    )
-            packer.pack(target)
+        code = torch.empty(self.encoded_bytes(x.shape, x.dtype), dtype=torch.uint8)
+        value = 1 if x.dtype == torch.bool else _nonzero_of(elements)
+        if kernels.available():
+            two_valued = kernels.bits_encode(elements, value, code[_HEADER_BYTES:])
+        else:
+            two_valued = _encode(elements, value, code[_HEADER_BYTES:])
+        if not two_valued:
+            raise FedHybridError(
+                f"the codec 'bits' stores tensors of 0 and one other value; this {x.dtype} tensor of shape "
+                f"{list(x.shape)} holds a third. Keep it, or use another codec."
+            )
         code[:_HEADER_BYTES].view(torch.int64).fill_(value)
         return code
 
@@ -81,8 +81,11 @@ class BitMask:
         out = empty_dense(like_shape, like_stride, dtype)
         elements = flat_view(out).view(_INTEGERS[out.element_size()])
         value = int(code[:_HEADER_BYTES].view(torch.int64))
-        rows = bit_table().to(elements.dtype) * value
         bits = code[_HEADER_BYTES:]
+        if kernels.available():
+            kernels.bits_decode(bits, value, elements)
+            return out
+        rows = bit_table().to(elements.dtype) * value
         for begin, end in spans(out.numel()):
             bit_rows(bits[begin // 8 :], rows, elements[begin:end])
         return out
@@ -93,10 +96,28 @@ def packed_bytes(numel: int) -> int:
     return -(-numel // 8)
 
 
-def _nonzero_of(span: Tensor) -> int:
-    """Some element of `span` that is not 0; 0 if there is none."""
-    low, high = span.aminmax()
-    return int(high) or int(low)
+def _nonzero_of(elements: Tensor) -> int:
+    """Some element that is not 0; 0 if there is none."""
+    begin, end = 0, _FIRST_LOOK
+    while begin < len(elements):
+        low, high = elements[begin:end].aminmax()
+        if found := int(high) or int(low):
+            return found
+        begin, end = end, 8 * end
+    return 0
+
+
+def _encode(elements: Tensor, value: int, out: Tensor) -> bool:
+    """What `kernels.bits_encode` does, with torch's own operators."""
+    packer = Packer(span_elements(len(elements)))
+    rest = torch.empty(packer.elements, dtype=elements.dtype)
+    for begin, end in spans(len(elements)):
+        span = elements[begin:end]
+        packer.mark(span)
+        if packer.any_marked_in(torch.bitwise_xor(span, value, out=rest[: end - begin])):
+            return False
+        packer.pack(out[begin // 8 :])
+    return True
 
 
 @final

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import final
 
 import torch
@@ -23,17 +24,24 @@ class Gates:
     Attributes:
         low, high: Infinite where there is no gate.
         dtype: Of the elements.
+        outside_low: The largest number of the type that is not above the low gate.
+        inside_low: The smallest that is.
+        inside_high: The largest number of the type that is below the high gate.
+        outside_high: The smallest that is not.
     """
 
     low: float
     high: float
     dtype: torch.dtype
+    outside_low: float
+    inside_low: float
+    inside_high: float
+    outside_high: float
 
     @classmethod
     def of(cls, gates: tuple[float, float] | None, dtype: torch.dtype) -> Gates:
         """From a codec's option."""
-        low, high = torch.tensor(gates or (-math.inf, math.inf), dtype=torch.float32).tolist()
-        return cls(low, high, dtype)
+        return _gates_of(gates or (-math.inf, math.inf), dtype)
 
     @property
     def planes(self) -> int:
@@ -58,33 +66,29 @@ class Gates:
         scratch = torch.empty_like(span)
         bits = iter(planes)
         if nothing_beyond:  # then a side outside has one value, and one comparison a gate is enough
-            span.clamp_(self._inside_low, self._inside_high)
+            span.clamp_(self.inside_low, self.inside_high)
         if math.isfinite(self.low):
             plane = next(bits)
             if not nothing_beyond:
-                torch.maximum(span, _either(plane, -math.inf, self._inside_low, scratch), out=span)
-            torch.minimum(span, _either(plane, self._outside_low, math.inf, scratch), out=span)
+                torch.maximum(span, _either(plane, -math.inf, self.inside_low, scratch), out=span)
+            torch.minimum(span, _either(plane, self.outside_low, math.inf, scratch), out=span)
         if math.isfinite(self.high):
             plane = next(bits)
             if not nothing_beyond:
-                torch.minimum(span, _either(plane, self._inside_high, math.inf, scratch), out=span)
-            torch.maximum(span, _either(plane, -math.inf, self._outside_high, scratch), out=span)
+                torch.minimum(span, _either(plane, self.inside_high, math.inf, scratch), out=span)
+            torch.maximum(span, _either(plane, -math.inf, self.outside_high, scratch), out=span)
 
-    @property
-    def _outside_low(self) -> float:
-        return _neighbour(self.low, self.dtype, strictly=False, up=False)
 
-    @property
-    def _outside_high(self) -> float:
-        return _neighbour(self.high, self.dtype, strictly=False, up=True)
-
-    @property
-    def _inside_low(self) -> float:
-        return _neighbour(self.low, self.dtype, strictly=True, up=True)
-
-    @property
-    def _inside_high(self) -> float:
-        return _neighbour(self.high, self.dtype, strictly=True, up=False)
+@cache
+def _gates_of(gates: tuple[float, float], dtype: torch.dtype) -> Gates:
+    low, high = torch.tensor(gates, dtype=torch.float32).tolist()
+    return Gates(
+        low, high, dtype,
+        outside_low=_neighbour(low, dtype, strictly=False, up=False),
+        inside_low=_neighbour(low, dtype, strictly=True, up=True),
+        inside_high=_neighbour(high, dtype, strictly=True, up=False),
+        outside_high=_neighbour(high, dtype, strictly=False, up=True),
+    )  # fmt: skip
 
 
 def exceeding(span: Tensor, threshold: float) -> Tensor:

@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0917 - layouts are handed over as (outer, rows, cols), like a shape
 """The kernels as functions of tensors. All are for the CPU; `available` says whether they may be called.
 
 Elements are always handed over as contiguous tensors (views of memory order where a codec's tensor is permuted), codes
@@ -34,14 +35,14 @@ def groups_encode(x: Tensor, job: Groups, out: Tensor, *, seed: int | None) -> b
         out: The whole code.
         seed: Of stochastic rounding.
     """
-    job.elements, job.code = x.data_ptr(), out.data_ptr()
+    job.elements, job.code = _address(x), _address(out)
     job.stochastic, job.seed = seed is not None, seed or 0
     return call("groups_encode", job)
 
 
 def groups_decode(code: Tensor, job: Groups, out: Tensor) -> None:
     """Fills `out` with what `groups_encode` stored with an equal job."""
-    job.elements, job.code = out.data_ptr(), code.data_ptr()
+    job.elements, job.code = _address(out), _address(code)
     call("groups_decode", job)
 
 
@@ -63,7 +64,7 @@ def bits_decode(code: Tensor, value: int, out: Tensor) -> None:
 
 def _bits(elements: Tensor, value: int, code: Tensor) -> Bits:
     return Bits(
-        elements=elements.data_ptr(), code=code.data_ptr(), numel=elements.numel(),
+        elements=_address(elements), code=_address(code), numel=elements.numel(),
         element_bytes=elements.element_size(), value=value % 2**64,
     )  # fmt: skip
 
@@ -79,7 +80,7 @@ def rows_range(x: Tensor, outer: int, rows: int, cols: int, low: Tensor, high: T
         low: float32, shape (rows,), filled.
         high: Likewise.
     """
-    return call("rows_range", _rows(x, outer, rows, cols, low=low.data_ptr(), high=high.data_ptr()))
+    return call("rows_range", _rows(x, outer, rows, cols, low=_address(low), high=_address(high)))
 
 
 def rows_encode(
@@ -100,8 +101,8 @@ def rows_encode(
         seed: u is 1/2 without one, else uniform in [0, 1).
         out: Bytes.
     """
-    told = {"bits": bits.data_ptr(), "low": low.data_ptr(), "step": step.data_ptr(), "offsets": offsets.data_ptr()}
-    job = _rows(x, outer, rows, cols, code=out.data_ptr(), stochastic=seed is not None, seed=seed or 0, **told)
+    told = {"bits": _address(bits), "low": _address(low), "step": _address(step), "offsets": _address(offsets)}
+    job = _rows(x, outer, rows, cols, code=_address(out), stochastic=seed is not None, seed=seed or 0, **told)
     done = call("rows_encode", job)
     assert done, "bits are 1, 2, 4 or 8"
 
@@ -111,13 +112,13 @@ def rows_decode(
     out: Tensor,
 ) -> None:  # fmt: skip
     """Fills `out` with low + number * step; arguments as in `rows_encode`."""
-    told = {"bits": bits.data_ptr(), "low": low.data_ptr(), "step": step.data_ptr(), "offsets": offsets.data_ptr()}
-    done = call("rows_decode", _rows(out, outer, rows, cols, code=code.data_ptr(), **told))
+    told = {"bits": _address(bits), "low": _address(low), "step": _address(step), "offsets": _address(offsets)}
+    done = call("rows_decode", _rows(out, outer, rows, cols, code=_address(code), **told))
     assert done, "bits are 1, 2, 4 or 8"
 
 
 def _rows(elements: Tensor, outer: int, rows: int, cols: int, **told: int) -> Rows:
-    return Rows(elements=elements.data_ptr(), outer=outer, rows=rows, cols=cols, type=TYPES[elements.dtype], **told)
+    return Rows(elements=_address(elements), outer=outer, rows=rows, cols=cols, type=TYPES[elements.dtype], **told)
 
 
 def maps_encode(
@@ -154,6 +155,12 @@ def maps_decode(code: Tensor, maps: int, height: int, width: int, block: int, bi
 
 def _maps(elements: Tensor, maps: int, height: int, width: int, block: int, bits: int, code: Tensor) -> Maps:
     return Maps(
-        elements=elements.data_ptr(), code=code.data_ptr(), maps=maps, height=height, width=width, block=block,
+        elements=_address(elements), code=_address(code), maps=maps, height=height, width=width, block=block,
         bits=bits, type=TYPES[elements.dtype],
     )  # fmt: skip
+
+
+def _address(tensor: Tensor) -> int:
+    assert tensor.is_cpu, "kernels work in the CPU's memory"
+    assert tensor.is_contiguous(), "kernels walk over memory in its order"
+    return tensor.data_ptr()

@@ -4,9 +4,9 @@
 #define LANES 8
 #define LEVEL avx2
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,f16c"))), apply_to = function)
 #else
-#pragma GCC target("avx2")
+#pragma GCC target("avx2,f16c")
 #endif
 #include "level.hpp"
 #if defined(__clang__)

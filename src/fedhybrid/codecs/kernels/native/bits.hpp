@@ -2,9 +2,13 @@
 //
 // A tile is 512 elements and 64 bytes for every element size: bit k of element-sized lane l is element k * lanes + l.
 
-template <class W> struct Lanes { typedef W Type __attribute__((vector_size(4 * LANES))); };
+template <class W>
+struct Lanes {
+    typedef W Type __attribute__((vector_size(4 * LANES)));
+};
 
-template <class W> static bool encode_bits(const Bits& job, int64_t first, int64_t last) {
+template <class W>
+static bool encode_bits(const Bits& job, int64_t first, int64_t last) {
     typedef typename Lanes<W>::Type V;
     constexpr int lanes = 64 / (int)sizeof(W), parts = 16 / LANES, width = lanes / parts, depth = 8 * (int)sizeof(W);
     const W value = (W)job.value;
@@ -39,7 +43,8 @@ template <class W> static bool encode_bits(const Bits& job, int64_t first, int64
     return !third;
 }
 
-template <class W> static bool decode_bits(const Bits& job, int64_t first, int64_t last) {
+template <class W>
+static bool decode_bits(const Bits& job, int64_t first, int64_t last) {
     typedef typename Lanes<W>::Type V;
     constexpr int lanes = 64 / (int)sizeof(W), parts = 16 / LANES, width = lanes / parts, depth = 8 * (int)sizeof(W);
     const W value = (W)job.value;
@@ -61,15 +66,15 @@ template <class W> static bool decode_bits(const Bits& job, int64_t first, int64
     return true;
 }
 
-#define BY_SIZE(name, function)                                              \
-    static bool name(const Bits& job, int64_t first, int64_t last) {         \
-        switch (job.element_bytes) {                                         \
-            case 1: return function<uint8_t>(job, first, last);              \
-            case 2: return function<uint16_t>(job, first, last);             \
-            case 4: return function<uint32_t>(job, first, last);             \
-            case 8: return function<uint64_t>(job, first, last);             \
-        }                                                                    \
-        return false;                                                        \
+#define BY_SIZE(name, function)                                      \
+    static bool name(const Bits& job, int64_t first, int64_t last) { \
+        switch (job.element_bytes) {                                 \
+            case 1: return function<uint8_t>(job, first, last);      \
+            case 2: return function<uint16_t>(job, first, last);     \
+            case 4: return function<uint32_t>(job, first, last);     \
+            case 8: return function<uint64_t>(job, first, last);     \
+        }                                                            \
+        return false;                                                \
     }
 BY_SIZE(bits_encode, encode_bits)
 BY_SIZE(bits_decode, decode_bits)

@@ -1,4 +1,7 @@
 // What Python calls: chooses the level once, and shares the items of a job among threads.
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #include <cstring>
 
 #include "jobs.hpp"
@@ -7,13 +10,20 @@
 
 namespace {
 
+#if defined(__x86_64__)
+bool has_f16c() {  // not every compiler's __builtin_cpu_supports knows it
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 const Level* best() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))
         return &avx512_level;
-    if (__builtin_cpu_supports("avx2")) return &avx2_level;
+    if (__builtin_cpu_supports("avx2") && has_f16c()) return &avx2_level;
 #endif
     return &base_level;
 }
@@ -24,7 +34,8 @@ constexpr int64_t kLeastElements = 1 << 15;  // of one thread's share: less is n
 
 // Items are dealt in equal runs; no result depends on how.
 template <class Job>
-bool shared(bool (*function)(const Job&, int64_t, int64_t), const Job& job, int64_t items, int64_t numel, int32_t threads) {
+bool shared(bool (*function)(const Job&, int64_t, int64_t), const Job& job, int64_t items, int64_t numel,
+            int32_t threads) {
     int64_t shares = numel / kLeastElements < threads ? numel / kLeastElements : threads;
     if (shares > items) shares = items;
     if (shares <= 1) return function(job, 0, items);
@@ -47,7 +58,8 @@ EXPORT int32_t fedhybrid_use_level(const char* name) {
     const Level* known[] = {
         &base_level,
 #if defined(__x86_64__)
-        &avx2_level, &avx512_level,
+        &avx2_level,
+        &avx512_level,
 #endif
     };
     const Level* highest = best();

@@ -21,24 +21,33 @@ static void encode_planes(const float* x, int64_t count, const GroupParts& to, c
     for (int64_t i = 0; i < count; ++i) {
         int bit = (int)(i % 8);
         if (to.low_plane) to.low_plane[i / 8] = (uint8_t)((bit ? to.low_plane[i / 8] : 0) | (x[i] > s.gate_low) << bit);
-        if (to.high_plane) to.high_plane[i / 8] = (uint8_t)((bit ? to.high_plane[i / 8] : 0) | (x[i] >= s.gate_high) << bit);
+        if (to.high_plane)
+            to.high_plane[i / 8] = (uint8_t)((bit ? to.high_plane[i / 8] : 0) | (x[i] >= s.gate_high) << bit);
     }
 }
 static void decode_planes(float* x, int64_t count, const GroupParts& from, const FromNumbers& s) {
     for (int64_t i = 0; i < count; ++i) {
         if (from.low_plane) {
-            if (from.low_plane[i / 8] >> (i % 8) & 1) x[i] = x[i] > s.inside_low ? x[i] : s.inside_low;
-            else x[i] = x[i] < s.outside_low ? x[i] : s.outside_low;
+            if (from.low_plane[i / 8] >> (i % 8) & 1)
+                x[i] = x[i] > s.inside_low ? x[i] : s.inside_low;
+            else
+                x[i] = x[i] < s.outside_low ? x[i] : s.outside_low;
         }
         if (from.high_plane) {
-            if (from.high_plane[i / 8] >> (i % 8) & 1) x[i] = x[i] > s.outside_high ? x[i] : s.outside_high;
-            else x[i] = x[i] < s.inside_high ? x[i] : s.inside_high;
+            if (from.high_plane[i / 8] >> (i % 8) & 1)
+                x[i] = x[i] > s.outside_high ? x[i] : s.outside_high;
+            else
+                x[i] = x[i] < s.inside_high ? x[i] : s.inside_high;
         }
     }
 }
 
-template <int BITS, int GATES> INLINE int32_t base_of(const Groups& job) { return is_clamped(GATES) && job.low > -kInfinity; }
-template <int BITS, int GATES> INLINE int32_t intervals_of(const Groups& job) {
+template <int BITS, int GATES>
+INLINE int32_t base_of(const Groups& job) {
+    return is_clamped(GATES) && job.low > -kInfinity;
+}
+template <int BITS, int GATES>
+INLINE int32_t intervals_of(const Groups& job) {
     int32_t levels = (1 << BITS) - 1;
     return is_clamped(GATES) ? levels - (job.low > -kInfinity) - (job.high < kInfinity) : levels;
 }
@@ -57,8 +66,8 @@ struct Measured {
     bool finite;
 };
 
-template <int GATES, class T> INLINE Measured measure(const Groups& job, int64_t item) {
-    const T* x = (const T*)job.elements + item * job.group;
+template <int GATES, class T>
+INLINE Measured measure_here(const Groups& job, int64_t item, const T* x) {
     Extremes<GATES> found(job.low, job.high);
     found.look(x, count_of(job, item));
     Measured range;
@@ -66,6 +75,15 @@ template <int GATES, class T> INLINE Measured measure(const Groups& job, int64_t
     range.finite = !found.suspicious() || all_finite(x, count_of(job, item));
     if (range.low > range.high) range.low = range.high = 0;  // nothing between the gates
     return range;
+}
+
+template <int GATES>
+INLINE Measured measure(const Groups& job, int64_t item, const float* x) {
+    return measure_here<GATES>(job, item, x);
+}
+template <int GATES, class T>
+__attribute__((noinline)) static Measured measure(const Groups& job, int64_t item, const T* x) {
+    return measure_here<GATES>(job, item, x);
 }
 
 template <int BITS, bool STOCHASTIC, int GATES, class T>
@@ -83,6 +101,8 @@ INLINE void encode_group(const Groups& job, int64_t item, GroupParts to, const M
         const float* tile = tile_of(x, buffer);
         if (sizeof(T) == 4 && s.factor == 1.0f)
             encode_tile<BITS, STOCHASTIC, GATES, false, false>(tile, numbers, to.low_plane, to.high_plane, s, random);
+        else if (s.factor == 1.0f)
+            encode_usual_tile<BITS, STOCHASTIC, GATES>(tile, numbers, to.low_plane, to.high_plane, s, random);
         else
             encode_any_tile<BITS, STOCHASTIC, GATES>(tile, numbers, to.low_plane, to.high_plane, s, random);
         if (to.low_plane) to.low_plane += kTile / 8;
@@ -97,7 +117,8 @@ INLINE void encode_group(const Groups& job, int64_t item, GroupParts to, const M
     }
 }
 
-template <int BITS, int GATES, class T> INLINE void decode_group(const Groups& job, int64_t item, GroupParts from) {
+template <int BITS, int GATES, class T>
+INLINE void decode_group(const Groups& job, int64_t item, GroupParts from) {
     int64_t count = count_of(job, item);
     T* x = (T*)job.elements + item * job.group;
     float low = read<float>(from.range), high = read<float>(from.range + 4);
@@ -127,23 +148,26 @@ template <int BITS, int GATES, class T> INLINE void decode_group(const Groups& j
 
 // Items are runs of kRun groups, which share their generators. The jobs are copied, because compilers must expect that
 // a write of bytes changes what they are given by reference.
-template <int BITS, bool STOCHASTIC, int GATES, class T> static bool encode_all(const Groups& given, int64_t first, int64_t last) {
+template <int BITS, bool STOCHASTIC, int GATES, class T>
+static bool encode_all(const Groups& given, int64_t first, int64_t last) {
     const Groups job = given;
     const int64_t count = (job.numel + job.group - 1) / job.group;
     const int64_t begin = first * kRun, end = last * kRun < count ? last * kRun : count;
     if (begin >= end) return true;
     Random random = {};
-    Measured next = measure<GATES, T>(job, begin);  // one ahead, so that no group waits for its own range
-    for (int64_t item = begin; item < end; ++item) {
-        const Measured now = next;
-        if (!now.finite) return false;
-        if (item + 1 < end) next = measure<GATES, T>(job, item + 1);
-        if (STOCHASTIC && item % kRun == 0) random = random_of(job.seed, item);
-        encode_group<BITS, STOCHASTIC, GATES, T>(job, item, parts_of(job, item, count), now, random);
+    Measured now = {}, next = {};
+    for (int64_t ahead = begin; ahead <= end; ++ahead) {  // one ahead, so that no group waits for its own range
+        if (ahead < end) next = measure<GATES>(job, ahead, (const T*)job.elements + ahead * job.group);
+        if (!next.finite) return false;
+        const int64_t item = ahead - 1;
+        if (STOCHASTIC && ahead % kRun == 1) random = random_of(job.seed, item);
+        if (ahead > begin) encode_group<BITS, STOCHASTIC, GATES, T>(job, item, parts_of(job, item, count), now, random);
+        now = next;
     }
     return true;
 }
-template <int BITS, int GATES, class T> static bool decode_all(const Groups& given, int64_t first, int64_t last) {
+template <int BITS, int GATES, class T>
+static bool decode_all(const Groups& given, int64_t first, int64_t last) {
     const Groups job = given;
     const int64_t count = (job.numel + job.group - 1) / job.group;
     const int64_t end = last * kRun < count ? last * kRun : count;
@@ -152,23 +176,34 @@ template <int BITS, int GATES, class T> static bool decode_all(const Groups& giv
     return true;
 }
 
-template <int BITS, bool STOCHASTIC, class T> static bool encode_gated(const Groups& job, int64_t first, int64_t last) {
+template <int BITS, bool STOCHASTIC, class T>
+static bool encode_gated(const Groups& job, int64_t first, int64_t last) {
     bool low_alone = job.low > -kInfinity && job.high == kInfinity;
     switch (job.gates) {
-        case kClamped: return low_alone ? encode_all<BITS, STOCHASTIC, kClampedLow, T>(job, first, last) : encode_all<BITS, STOCHASTIC, kClamped, T>(job, first, last);
-        case kPlanes: return low_alone ? encode_all<BITS, STOCHASTIC, kPlaneLow, T>(job, first, last) : encode_all<BITS, STOCHASTIC, kPlanes, T>(job, first, last);
+        case kClamped:
+            return low_alone ? encode_all<BITS, STOCHASTIC, kClampedLow, T>(job, first, last)
+                             : encode_all<BITS, STOCHASTIC, kClamped, T>(job, first, last);
+        case kPlanes:
+            return low_alone ? encode_all<BITS, STOCHASTIC, kPlaneLow, T>(job, first, last)
+                             : encode_all<BITS, STOCHASTIC, kPlanes, T>(job, first, last);
     }
     return encode_all<BITS, STOCHASTIC, kNoGates, T>(job, first, last);
 }
-template <int BITS, class T> static bool decode_gated(const Groups& job, int64_t first, int64_t last) {
+template <int BITS, class T>
+static bool decode_gated(const Groups& job, int64_t first, int64_t last) {
     bool low_alone = job.low > -kInfinity && job.high == kInfinity;
     switch (job.gates) {
-        case kClamped: return low_alone ? decode_all<BITS, kClampedLow, T>(job, first, last) : decode_all<BITS, kClamped, T>(job, first, last);
-        case kPlanes: return low_alone ? decode_all<BITS, kPlaneLow, T>(job, first, last) : decode_all<BITS, kPlanes, T>(job, first, last);
+        case kClamped:
+            return low_alone ? decode_all<BITS, kClampedLow, T>(job, first, last)
+                             : decode_all<BITS, kClamped, T>(job, first, last);
+        case kPlanes:
+            return low_alone ? decode_all<BITS, kPlaneLow, T>(job, first, last)
+                             : decode_all<BITS, kPlanes, T>(job, first, last);
     }
     return decode_all<BITS, kNoGates, T>(job, first, last);
 }
-template <class T> static bool encode_groups(const Groups& job, int64_t first, int64_t last) {
+template <class T>
+static bool encode_groups(const Groups& job, int64_t first, int64_t last) {
     switch (job.bits * 2 + (job.stochastic != 0)) {
         case 4: return encode_gated<2, false, T>(job, first, last);
         case 5: return encode_gated<2, true, T>(job, first, last);
@@ -179,7 +214,8 @@ template <class T> static bool encode_groups(const Groups& job, int64_t first, i
     }
     return false;
 }
-template <class T> static bool decode_groups(const Groups& job, int64_t first, int64_t last) {
+template <class T>
+static bool decode_groups(const Groups& job, int64_t first, int64_t last) {
     switch (job.bits) {
         case 2: return decode_gated<2, T>(job, first, last);
         case 4: return decode_gated<4, T>(job, first, last);

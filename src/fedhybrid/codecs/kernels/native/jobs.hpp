@@ -8,8 +8,8 @@
 // Element types, as numbered by library.py.
 enum : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
-// How gates are kept: not at all; as the outermost numbers of a clamped tensor; or as one bit an element and gate. Those
-// with a low gate alone, the ReLU's, have forms of their own.
+// How gates are kept: not at all; as the outermost numbers of a clamped tensor; or as one bit an element and gate.
+// Those with a low gate alone, the ReLU's, have forms of their own.
 enum : int32_t { kNoGates = 0, kClamped = 1, kPlanes = 2, kClampedLow = 3, kPlaneLow = 4 };
 
 // Groups of `group` elements, each with its own range. A code is: the groups' numbers, the groups' (low, high), and one
@@ -70,9 +70,9 @@ struct Level {
     bool (*bits_decode)(const Bits&, int64_t first, int64_t last);
 };
 
-constexpr int64_t kTile = 256;      // elements that are packed together
-constexpr int64_t kRun = 16;        // groups that share random generators, and are one thread's
-constexpr int64_t kBitTile = 512;   // elements of a two-valued tensor that are packed together
+constexpr int64_t kTile = 256;     // elements that are packed together
+constexpr int64_t kRun = 16;       // groups that share random generators, and are one thread's
+constexpr int64_t kBitTile = 512;  // elements of a two-valued tensor that are packed together
 
 extern const Level base_level;
 #if defined(__x86_64__)

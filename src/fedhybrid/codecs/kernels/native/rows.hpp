@@ -1,12 +1,16 @@
 // Rows of [outer, rows, cols] elements, each with its own width and range. Included once for each level.
 
 // Walks over one row's elements, a tile at a time.
-template <class T> struct RowCursor {
+template <class T>
+struct RowCursor {
     T* at;
     int64_t left_in_segment, left, cols, jump;
 
     RowCursor(T* elements, const Rows& job, int64_t row)
-        : at(elements + row * job.cols), left_in_segment(job.cols), left(job.outer * job.cols), cols(job.cols),
+        : at(elements + row * job.cols),
+          left_in_segment(job.cols),
+          left(job.outer * job.cols),
+          cols(job.cols),
           jump((job.rows - 1) * job.cols) {}
 
     INLINE int64_t segment(int64_t wanted) const { return wanted < left_in_segment ? wanted : left_in_segment; }
@@ -30,7 +34,8 @@ template <class T> struct RowCursor {
     }
 };
 
-template <class T> static bool range_rows(const Rows& job, int64_t first, int64_t last) {
+template <class T>
+static bool range_rows(const Rows& job, int64_t first, int64_t last) {
     const T* elements = (const T*)job.elements;
     bool finite = true;
     if (job.cols < LANES && (last - first) * job.cols >= LANES) {  // along the rows instead
@@ -60,7 +65,8 @@ template <class T> static bool range_rows(const Rows& job, int64_t first, int64_
         for (int64_t o = 0; o < job.outer; ++o) found.look(elements + (o * job.rows + row) * job.cols, job.cols);
         found.finish(job.low[row], job.high[row]);
         if (!found.suspicious()) continue;
-        for (int64_t o = 0; o < job.outer; ++o) finite &= all_finite(elements + (o * job.rows + row) * job.cols, job.cols);
+        for (int64_t o = 0; o < job.outer; ++o)
+            finite &= all_finite(elements + (o * job.rows + row) * job.cols, job.cols);
     }
     return finite;
 }
@@ -68,9 +74,12 @@ template <class T> static bool range_rows(const Rows& job, int64_t first, int64_
 INLINE ToNumbers to_row(const Rows& job, int64_t row) {
     return to_numbers(job.low[row], job.step[row], 0, (1 << job.bits[row]) - 1, job.stochastic);
 }
-INLINE FromNumbers from_row(const Rows& job, int64_t row) { return from_numbers(job.low[row], job.step[row], kLargest); }
+INLINE FromNumbers from_row(const Rows& job, int64_t row) {
+    return from_numbers(job.low[row], job.step[row], kLargest);
+}
 
-template <class T> static bool encode_row(const Rows& job, int64_t row) {
+template <class T>
+static bool encode_row(const Rows& job, int64_t row) {
     const ToNumbers s = to_row(job, row);
     const int bits = job.bits[row];
     Random random = random_of(job.seed, row);
@@ -80,8 +89,10 @@ template <class T> static bool encode_row(const Rows& job, int64_t row) {
     bool well = true;
     for (; cursor.left >= kTile; code += kTile * bits / 8) {
         const float* x = buffer;
-        if (cursor.left_in_segment >= kTile) x = tile_of(cursor.at, buffer), cursor.advance(kTile);
-        else cursor.take(buffer, kTile);
+        if (cursor.left_in_segment >= kTile)
+            x = tile_of(cursor.at, buffer), cursor.advance(kTile);
+        else
+            cursor.take(buffer, kTile);
         well &= encode_tile_of(bits, job.stochastic, x, code, s, random);
     }
     int64_t rest = cursor.left;
@@ -90,7 +101,8 @@ template <class T> static bool encode_row(const Rows& job, int64_t row) {
     return well;
 }
 
-template <class T> static bool decode_row(const Rows& job, int64_t row) {
+template <class T>
+static bool decode_row(const Rows& job, int64_t row) {
     const FromNumbers s = from_row(job, row);
     const int bits = job.bits[row];
     RowCursor<T> cursor((T*)job.elements, job, row);
@@ -117,25 +129,31 @@ constexpr int64_t kAbreast = 16;
 struct Abreast {
     float lines[kAbreast][kTile + 16];
 
-    template <class T> INLINE void take(const T* x, int64_t rows, int64_t count) {
+    template <class T>
+    INLINE void take(const T* x, int64_t rows, int64_t count) {
         int64_t o = 0;
         for (; o + LANES <= count; o += LANES)
             for (int64_t r = 0; r < kAbreast; r += LANES) {
                 F square[LANES];
+#pragma GCC unroll 16
                 for (int i = 0; i < LANES; ++i) square[i] = load(x + (o + i) * rows + r);
                 transpose(square);
+#pragma GCC unroll 16
                 for (int i = 0; i < LANES; ++i) store(lines[r + i] + o, square[i]);
             }
         for (; o < count; ++o)
             for (int64_t r = 0; r < kAbreast; ++r) lines[r][o] = load_one(x + o * rows + r);
     }
-    template <class T> INLINE void put(T* x, int64_t rows, int64_t count) const {
+    template <class T>
+    INLINE void put(T* x, int64_t rows, int64_t count) const {
         int64_t o = 0;
         for (; o + LANES <= count; o += LANES)
             for (int64_t r = 0; r < kAbreast; r += LANES) {
                 F square[LANES];
+#pragma GCC unroll 16
                 for (int i = 0; i < LANES; ++i) square[i] = load(lines[r + i] + o);
                 transpose(square);
+#pragma GCC unroll 16
                 for (int i = 0; i < LANES; ++i) store(x + (o + i) * rows + r, square[i]);
             }
         for (; o < count; ++o)
@@ -143,7 +161,8 @@ struct Abreast {
     }
 };
 
-template <class T> static bool encode_abreast(const Rows& job, int64_t row) {
+template <class T>
+static bool encode_abreast(const Rows& job, int64_t row) {
     ToNumbers s[kAbreast];
     Random random[kAbreast];
     for (int64_t r = 0; r < kAbreast; ++r) s[r] = to_row(job, row + r), random[r] = random_of(job.seed, row + r);
@@ -155,14 +174,17 @@ template <class T> static bool encode_abreast(const Rows& job, int64_t row) {
         for (int64_t r = 0; r < kAbreast; ++r) {
             int bits = job.bits[row + r];
             uint8_t* code = job.code + job.offsets[row + r] + o * bits / 8;
-            if (count == kTile) well &= encode_tile_of(bits, job.stochastic, now.lines[r], code, s[r], random[r]);
-            else encode_rest_of(bits, job.stochastic, now.lines[r], count, code, s[r], random[r].key);
+            if (count == kTile)
+                well &= encode_tile_of(bits, job.stochastic, now.lines[r], code, s[r], random[r]);
+            else
+                encode_rest_of(bits, job.stochastic, now.lines[r], count, code, s[r], random[r].key);
         }
     }
     return well;
 }
 
-template <class T> static bool decode_abreast(const Rows& job, int64_t row) {
+template <class T>
+static bool decode_abreast(const Rows& job, int64_t row) {
     Abreast now;
     bool well = true;
     for (int64_t o = 0; o < job.outer; o += kTile) {
@@ -171,8 +193,10 @@ template <class T> static bool decode_abreast(const Rows& job, int64_t row) {
             int bits = job.bits[row + r];
             const uint8_t* code = job.code + job.offsets[row + r] + o * bits / 8;
             const FromNumbers s = from_row(job, row + r);
-            if (count == kTile) well &= decode_tile_of(bits, code, s, now.lines[r]);
-            else decode_rest_of(bits, code, count, s, now.lines[r]);
+            if (count == kTile)
+                well &= decode_tile_of(bits, code, s, now.lines[r]);
+            else
+                decode_rest_of(bits, code, count, s, now.lines[r]);
         }
         now.put((T*)job.elements + o * job.rows + row, job.rows, count);
     }
@@ -180,7 +204,8 @@ template <class T> static bool decode_abreast(const Rows& job, int64_t row) {
 }
 
 // The last sixteen rows may overlap those before: the same bytes are written twice.
-template <class T> static bool encode_rows(const Rows& job, int64_t first, int64_t last) {
+template <class T>
+static bool encode_rows(const Rows& job, int64_t first, int64_t last) {
     bool well = true, abreast = job.cols == 1 && last - first >= kAbreast;
     if (abreast)
         for (int64_t row = first; row < last; row += kAbreast)
@@ -189,7 +214,8 @@ template <class T> static bool encode_rows(const Rows& job, int64_t first, int64
         for (int64_t row = first; row < last; ++row) well &= encode_row<T>(job, row);
     return well;
 }
-template <class T> static bool decode_rows(const Rows& job, int64_t first, int64_t last) {
+template <class T>
+static bool decode_rows(const Rows& job, int64_t first, int64_t last) {
     bool well = true, abreast = job.cols == 1 && last - first >= kAbreast;
     if (abreast)
         for (int64_t row = first; row < last; row += kAbreast)

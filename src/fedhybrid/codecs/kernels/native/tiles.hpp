@@ -28,14 +28,16 @@ INLINE ToNumbers to_numbers(float low, float step, int32_t base, int32_t levels,
 }
 
 // SCALED: the factor is not 1. CLIPPED: elements may lie beyond the range.
-template <bool SCALED, bool CLIPPED> INLINE I fixed_of(F x, const ToNumbers& s) {
+template <bool SCALED, bool CLIPPED>
+INLINE I fixed_of(F x, const ToNumbers& s) {
     F v = ((SCALED ? x * s.factor : x) - s.low) * s.inverse;
     if (CLIPPED) v = smaller(larger(v, F{}), all((float)s.levels * kFixed));  // 0 also where it is not a number
     return __builtin_convertvector(v, I);
 }
 
 template <int BITS, bool STOCHASTIC, int GATES, bool SCALED, bool CLIPPED>
-INLINE void encode_tile(const float* x, uint8_t* code, uint8_t* low_plane, uint8_t* high_plane, const ToNumbers& s, Random& random) {
+INLINE void encode_tile(const float* x, uint8_t* code, uint8_t* low_plane, uint8_t* high_plane, const ToNumbers& s,
+                        Random& random) {
     constexpr int each = BITS == 1 ? 16 : 32 / BITS, words = 16 / each;
     constexpr uint32_t mask = (1u << BITS) - 1;
     for (int part = 0; part < kParts; ++part) {
@@ -58,25 +60,34 @@ INLINE void encode_tile(const float* x, uint8_t* code, uint8_t* low_plane, uint8
                 if (has_planes(GATES)) above_low |= (U)(v > s.gate_low) & (1u << at);
                 if (GATES == kPlanes) above_high |= (U)(v >= s.gate_high) & (1u << at);
             }
-            if (BITS == 1) write(code + part * LANES * 2, __builtin_convertvector(word, H));
-            else write(code + w * 64 + part * LANES * 4, word);
+            if (BITS == 1)
+                write(code + part * LANES * 2, __builtin_convertvector(word, H));
+            else
+                write(code + w * 64 + part * LANES * 4, word);
         }
         if (has_planes(GATES) && low_plane) write(low_plane + part * LANES * 2, __builtin_convertvector(above_low, H));
-        if (GATES == kPlanes && high_plane) write(high_plane + part * LANES * 2, __builtin_convertvector(above_high, H));
+        if (GATES == kPlanes && high_plane)
+            write(high_plane + part * LANES * 2, __builtin_convertvector(above_high, H));
         random.state[part] = state;
     }
 }
 
-// The general form, compiled once for all element types.
+// Two forms compiled once for all element types but the commonest: for steps of usual size, and the most general.
 template <int BITS, bool STOCHASTIC, int GATES>
-__attribute__((noinline)) static void encode_any_tile(
-    const float* x, uint8_t* code, uint8_t* low_plane, uint8_t* high_plane, const ToNumbers& s, Random& random) {
+__attribute__((noinline)) static void encode_usual_tile(const float* x, uint8_t* code, uint8_t* low_plane,
+                                                        uint8_t* high_plane, const ToNumbers& s, Random& random) {
+    encode_tile<BITS, STOCHASTIC, GATES, false, false>(x, code, low_plane, high_plane, s, random);
+}
+template <int BITS, bool STOCHASTIC, int GATES>
+__attribute__((noinline)) static void encode_any_tile(const float* x, uint8_t* code, uint8_t* low_plane,
+                                                      uint8_t* high_plane, const ToNumbers& s, Random& random) {
     encode_tile<BITS, STOCHASTIC, GATES, true, true>(x, code, low_plane, high_plane, s, random);
 }
 
 // What is left behind the last whole tile: element by element, the first in the lowest bits.
 template <int BITS, bool STOCHASTIC, int GATES>
-INLINE void encode_rest(const float* x, int64_t count, uint8_t* code, const ToNumbers& s, uint64_t key) {
+__attribute__((noinline)) static void encode_rest(const float* x, int64_t count, uint8_t* code, const ToNumbers& s,
+                                                  uint64_t key) {
     for (int64_t i = 0; i < (count * BITS + 7) / 8; ++i) code[i] = 0;
     for (int64_t i = 0; i < count; ++i) {
         float v = (x[i] * s.factor - s.low) * s.inverse, top = (float)s.levels * kFixed;
@@ -103,7 +114,8 @@ INLINE FromNumbers from_numbers(float low, float step, float largest) {
     return s;
 }
 
-template <int GATES> INLINE F value_of(I number, const FromNumbers& s) {
+template <int GATES>
+INLINE F value_of(I number, const FromNumbers& s) {
     F v = __builtin_convertvector(is_clamped(GATES) ? number - s.base : number, F) * s.step + s.start;
     v = smaller(v, all(s.largest)) * s.grow;
     if (is_clamped(GATES)) v = larger(v, all(s.smallest));  // a tiny one may have been lost beside huge ones
@@ -121,14 +133,14 @@ constexpr bool picks(int bits) { return LANES >= 8 && (1 << bits) <= LANES; }
 INLINE F pick(F table, U number) { return __builtin_shuffle(table, (I)number); }  // by the lowest bits alone
 #endif
 
-template <int GATES> INLINE F table_of(const FromNumbers& s, int bits) {
-    I number;
-    for (int lane = 0; lane < LANES; ++lane) number[lane] = lane & ((1 << bits) - 1);
-    return value_of<GATES>(number, s);
+template <int GATES>
+INLINE F table_of(const FromNumbers& s, int bits) {
+    return value_of<GATES>(read<I>(kLaneNumbers) & ((1 << bits) - 1), s);
 }
 
 template <int BITS, int GATES>
-INLINE void decode_tile(const uint8_t* code, const uint8_t* low_plane, const uint8_t* high_plane, const FromNumbers& s, float* x) {
+INLINE void decode_tile(const uint8_t* code, const uint8_t* low_plane, const uint8_t* high_plane, const FromNumbers& s,
+                        float* x) {
     constexpr int each = BITS == 1 ? 16 : 32 / BITS, words = 16 / each;
     F table = {};
     if (picks(BITS)) table = table_of<GATES>(s, BITS);
@@ -145,12 +157,12 @@ INLINE void decode_tile(const uint8_t* code, const uint8_t* low_plane, const uin
             for (int k = 0; k < each; ++k) {
                 int at = w * each + k;
                 U number = word >> (BITS * k);
-                F v = picks(BITS) ? pick(table, number)
-                                  : value_of<GATES>((I)(number & ((1u << BITS) - 1)), s);
+                F v = picks(BITS) ? pick(table, number) : value_of<GATES>((I)(number & ((1u << BITS) - 1)), s);
                 if (has_planes(GATES) && low_plane)
                     v = (above_low & (1u << at)) != 0u ? larger(v, all(s.inside_low)) : smaller(v, all(s.outside_low));
                 if (GATES == kPlanes && high_plane)
-                    v = (above_high & (1u << at)) != 0u ? larger(v, all(s.outside_high)) : smaller(v, all(s.inside_high));
+                    v = (above_high & (1u << at)) != 0u ? larger(v, all(s.outside_high))
+                                                        : smaller(v, all(s.inside_high));
                 store(x + at * 16 + part * LANES, v);
             }
         }
@@ -158,7 +170,7 @@ INLINE void decode_tile(const uint8_t* code, const uint8_t* low_plane, const uin
 }
 
 template <int BITS, int GATES>
-INLINE void decode_rest(const uint8_t* code, int64_t count, const FromNumbers& s, float* x) {
+__attribute__((noinline)) static void decode_rest(const uint8_t* code, int64_t count, const FromNumbers& s, float* x) {
     for (int64_t i = 0; i < count; ++i) {
         int32_t number = (code[i * BITS / 8] >> (i * BITS % 8)) & ((1 << BITS) - 1);
         float v = (float)(number - s.base) * s.step + s.start;
@@ -169,7 +181,8 @@ INLINE void decode_rest(const uint8_t* code, int64_t count, const FromNumbers& s
 }
 
 // By the width, for those that learn it element run by element run.
-static bool encode_tile_of(int bits, bool stochastic, const float* x, uint8_t* code, const ToNumbers& s, Random& random) {
+static bool encode_tile_of(int bits, bool stochastic, const float* x, uint8_t* code, const ToNumbers& s,
+                           Random& random) {
     switch (bits * 2 + stochastic) {
         case 2: return encode_any_tile<1, false, kNoGates>(x, code, nullptr, nullptr, s, random), true;
         case 3: return encode_any_tile<1, true, kNoGates>(x, code, nullptr, nullptr, s, random), true;
@@ -182,7 +195,8 @@ static bool encode_tile_of(int bits, bool stochastic, const float* x, uint8_t* c
     }
     return false;
 }
-static void encode_rest_of(int bits, bool stochastic, const float* x, int64_t count, uint8_t* code, const ToNumbers& s, uint64_t key) {
+static void encode_rest_of(int bits, bool stochastic, const float* x, int64_t count, uint8_t* code, const ToNumbers& s,
+                           uint64_t key) {
     switch (bits * 2 + stochastic) {
         case 2: return encode_rest<1, false, kNoGates>(x, count, code, s, key);
         case 3: return encode_rest<1, true, kNoGates>(x, count, code, s, key);

@@ -14,21 +14,32 @@ constexpr int kParts = 16 / LANES;  // vectors that make up sixteen lanes
 constexpr float kInfinity = __builtin_inff();
 constexpr float kLargest = 3.40282346638528859812e38f;
 
-struct BFloat16 { uint16_t bits; };
-struct Float16 { uint16_t bits; };
+struct BFloat16 {
+    uint16_t bits;
+};
+struct Float16 {
+    uint16_t bits;
+};
 
-template <class To, class From> INLINE To as(From from) {
+template <class To, class From>
+INLINE To as(From from) {
     static_assert(sizeof(To) == sizeof(From), "same size");
     To to;
     __builtin_memcpy(&to, &from, sizeof to);
     return to;
 }
-template <class V> INLINE V read(const void* from) {
+template <class V>
+INLINE V read(const void* from) {
     V v;
     __builtin_memcpy(&v, from, sizeof v);
     return v;
 }
-template <class V> INLINE void write(void* to, V v) { __builtin_memcpy(to, &v, sizeof v); }
+template <class V>
+INLINE void write(void* to, V v) {
+    __builtin_memcpy(to, &v, sizeof v);
+}
+
+alignas(64) static const int32_t kLaneNumbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 INLINE F all(float x) { return x - F{}; }
 // a < b ? a : b and a > b ? a : b, as one instruction where compilers do not see it themselves.
@@ -48,18 +59,23 @@ INLINE F larger(F a, F b) { return a > b ? a : b; }
 
 // ---- element types; FLOAT and WORD are F and U, or float and uint32_t
 
-template <class WORD> INLINE WORD choose(WORD mask, WORD yes, WORD no) { return (mask & yes) | (~mask & no); }
+template <class WORD>
+INLINE WORD choose(WORD mask, WORD yes, WORD no) {
+    return (mask & yes) | (~mask & no);
+}
 INLINE U mask_of(I comparison) { return (U)comparison; }
 INLINE uint32_t mask_of(bool comparison) { return comparison ? ~0u : 0u; }
 
-template <class FLOAT, class WORD> INLINE FLOAT from_half(WORD h) {
+template <class FLOAT, class WORD>
+INLINE FLOAT from_half(WORD h) {
     WORD sign = (h & 0x8000u) << 16, magnitude = (h & 0x7fffu) << 13;
     WORD tiny = as<WORD>(as<FLOAT>(magnitude + (113u << 23)) - 0x1p-14f);
     WORD plain = magnitude + (112u << 23), special = magnitude + (224u << 23);
     WORD found = choose(mask_of(magnitude < (1u << 23)), tiny, plain);
     return as<FLOAT>(choose(mask_of(magnitude >= (31u << 23)), special, found) | sign);
 }
-template <class FLOAT, class WORD> INLINE WORD to_half(FLOAT x) {
+template <class FLOAT, class WORD>
+INLINE WORD to_half(FLOAT x) {
     WORD bits = as<WORD>(x), sign = bits & 0x80000000u, magnitude = bits ^ sign;
     WORD tiny = as<WORD>(as<FLOAT>(magnitude) + 0.5f) - (126u << 23);
     WORD plain = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
@@ -67,61 +83,119 @@ template <class FLOAT, class WORD> INLINE WORD to_half(FLOAT x) {
     WORD infinite = (magnitude & 0u) | 0x7c00u;
     return choose(mask_of(magnitude >= 0x477ff000u), infinite, found) | (sign >> 16);
 }
-template <class WORD> INLINE WORD to_bfloat(WORD bits) { return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16; }
+template <class WORD>
+INLINE WORD to_bfloat(WORD bits) {
+    return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+}
 
 INLINE F load(const float* p) { return read<F>(p); }
 INLINE F load(const BFloat16* p) { return as<F>(__builtin_convertvector(read<H>(p), U) << 16); }
+#if defined(__x86_64__) && LANES == 16
+INLINE F load(const Float16* p) { return (F)_mm512_maskz_cvtph_ps(0xffff, read<__m256i>(p)); }
+#elif defined(__x86_64__) && LANES == 8
+INLINE F load(const Float16* p) { return (F)_mm256_cvtph_ps(read<__m128i>(p)); }
+#else
 INLINE F load(const Float16* p) { return from_half<F>(__builtin_convertvector(read<H>(p), U)); }
+#endif
 INLINE float load_one(const float* p) { return *p; }
 INLINE float load_one(const BFloat16* p) { return as<float>((uint32_t)p->bits << 16); }
 INLINE float load_one(const Float16* p) { return from_half<float>((uint32_t)p->bits); }
 
 INLINE void store(float* p, F x) { write(p, x); }
 INLINE void store(BFloat16* p, F x) { write(p, __builtin_convertvector(to_bfloat(as<U>(x)), H)); }
+#if defined(__x86_64__) && LANES == 16
+INLINE void store(Float16* p, F x) { write(p, _mm512_maskz_cvtps_ph(0xffff, (__m512)x, _MM_FROUND_TO_NEAREST_INT)); }
+#elif defined(__x86_64__) && LANES == 8
+INLINE void store(Float16* p, F x) { write(p, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT)); }
+#else
 INLINE void store(Float16* p, F x) { write(p, __builtin_convertvector(to_half<F, U>(x), H)); }
+#endif
 INLINE void store_one(float* p, float x) { *p = x; }
 INLINE void store_one(BFloat16* p, float x) { p->bits = (uint16_t)to_bfloat(as<uint32_t>(x)); }
 INLINE void store_one(Float16* p, float x) { p->bits = (uint16_t)to_half<float, uint32_t>(x); }
 
-template <class From, class To> INLINE void copy(const From* from, To* to, int64_t count) {
+template <class From, class To>
+INLINE void copy(const From* from, To* to, int64_t count) {
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES) store(to + i, load(from + i));
     for (; i < count; ++i) store_one(to + i, load_one(from + i));
 }
 
+template <class From, class To>
+INLINE void copy_tile(const From* from, To* to) {
+    for (int i = 0; i < kTile; i += LANES) store(to + i, load(from + i));
+}
+
 // The elements of one tile as 32-bit floats: where they lie, or as a copy in `buffer`.
 INLINE const float* tile_of(const float* p, float*) { return p; }
-template <class T> INLINE const float* tile_of(const T* p, float* buffer) {
-    copy(p, buffer, kTile);
+template <class T>
+INLINE const float* tile_of(const T* p, float* buffer) {
+    copy_tile(p, buffer);
     return buffer;
 }
 // And back: where they shall lie, or a buffer that `put_tile` copies from.
 INLINE float* place_of(float* p, float*) { return p; }
-template <class T> INLINE float* place_of(T*, float* buffer) { return buffer; }
-INLINE void put_tile(const float*, float*) {}
-template <class T> INLINE void put_tile(const float* buffer, T* p) { copy(buffer, p, kTile); }
-
-// ---- squares of LANES by LANES numbers, rows and columns exchanged
-
-#if defined(__clang__)
-INLINE void transpose(F (&rows)[LANES]) {
-    F out[LANES];
-    for (int i = 0; i < LANES; ++i)
-        for (int j = 0; j < LANES; ++j) out[i][j] = rows[j][i];
-    for (int i = 0; i < LANES; ++i) rows[i] = out[i];
+template <class T>
+INLINE float* place_of(T*, float* buffer) {
+    return buffer;
 }
+INLINE void put_tile(const float*, float*) {}
+template <class T>
+INLINE void put_tile(const float* buffer, T* p) {
+    copy_tile(buffer, p);
+}
+
+// ---- lanes that change places; every list of lanes is a constant
+
+#define FOUR_LANES(f, l) f(l), f(l + 1), f(l + 2), f(l + 3)
+#if LANES == 16
+#define EACH_LANE(f) FOUR_LANES(f, 0), FOUR_LANES(f, 4), FOUR_LANES(f, 8), FOUR_LANES(f, 12)
+#elif LANES == 8
+#define EACH_LANE(f) FOUR_LANES(f, 0), FOUR_LANES(f, 4)
 #else
-template <int SIDE> INLINE void exchange(F (&rows)[LANES]) {
-    I upper, lower;
-    for (int l = 0; l < LANES; ++l) {
-        upper[l] = l & SIDE ? LANES + l - SIDE : l;
-        lower[l] = l & SIDE ? LANES + l : l + SIDE;
-    }
+#define EACH_LANE(f) FOUR_LANES(f, 0)
+#endif
+#if defined(__clang__)
+#define SHUFFLE(a, b, f) __builtin_shufflevector(a, b, EACH_LANE(f))
+#else
+#define SHUFFLE(a, b, f) __builtin_shuffle(a, b, (I){EACH_LANE(f)})
+#endif
+
+#define PARTNER(l) ((l) ^ SIDE)
+template <int SIDE>
+INLINE F partners(F v) {
+    return SHUFFLE(v, v, PARTNER);
+}
+
+INLINE float smallest(F v) {
+    if (LANES > 8) v = smaller(v, partners<(LANES > 8 ? 8 : 0)>(v));
+    if (LANES > 4) v = smaller(v, partners<(LANES > 4 ? 4 : 0)>(v));
+    v = smaller(v, partners<2>(v));
+    return smaller(v, partners<1>(v))[0];
+}
+INLINE float largest(F v) {
+    if (LANES > 8) v = larger(v, partners<(LANES > 8 ? 8 : 0)>(v));
+    if (LANES > 4) v = larger(v, partners<(LANES > 4 ? 4 : 0)>(v));
+    v = larger(v, partners<2>(v));
+    return larger(v, partners<1>(v))[0];
+}
+INLINE float total(F v) {
+    if (LANES > 8) v += partners<(LANES > 8 ? 8 : 0)>(v);
+    if (LANES > 4) v += partners<(LANES > 4 ? 4 : 0)>(v);
+    v += partners<2>(v);
+    return (v + partners<1>(v))[0];
+}
+
+// A square of LANES by LANES numbers, rows and columns exchanged.
+#define UPPER(l) (((l) & SIDE) ? LANES + (l) - SIDE : (l))
+#define LOWER(l) (((l) & SIDE) ? LANES + (l) : (l) + SIDE)
+template <int SIDE>
+INLINE void exchange(F (&rows)[LANES]) {
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; ++i) {
         if (i & SIDE) continue;
         F a = rows[i], b = rows[i + SIDE];
-        rows[i] = __builtin_shuffle(a, b, upper), rows[i + SIDE] = __builtin_shuffle(a, b, lower);
+        rows[i] = SHUFFLE(a, b, UPPER), rows[i + SIDE] = SHUFFLE(a, b, LOWER);
     }
 }
 INLINE void transpose(F (&rows)[LANES]) {
@@ -130,7 +204,6 @@ INLINE void transpose(F (&rows)[LANES]) {
     exchange<2>(rows);
     exchange<1>(rows);
 }
-#endif
 
 // ---- random numbers: sixteen xorshift generators, seeded by (seed, item), whatever thread works on the item
 
@@ -177,14 +250,11 @@ INLINE int32_t draw_one(uint64_t key, int64_t index) { return (int32_t)(mix(key 
 
 // ---- smallest and largest of some elements
 
-typedef float F4 __attribute__((vector_size(16)));
-struct Quarters { F4 at[LANES / 4]; };
-INLINE F4 quarter(F v, int i) { return as<Quarters>(v).at[i]; }
-
 // With gates, only what lies between them counts: an element on the low gate is no candidate for the smallest, one on
 // the high gate none for the largest. Where nothing lies between them the range comes out empty.
-template <int GATES> struct Extremes {
-    static constexpr int kWays = 2;  // chains of operations that do not wait for each other
+template <int GATES>
+struct Extremes {
+    static constexpr int kWays = 2;  // two chains of operations that do not wait for each other
     F lows[kWays], highs[kWays], sums[kWays];
     float gate_low, gate_high;
 
@@ -194,12 +264,16 @@ template <int GATES> struct Extremes {
     INLINE void see(F v, int way) {
         sums[way] += v;
         if (GATES == kClampedLow || GATES == kClamped)
-            lows[way] = smaller(v > gate_low ? v : all(kInfinity), lows[way]);
+            lows[way] = v > gate_low ? smaller(v, lows[way]) : lows[way];
         else
             lows[way] = smaller(v, lows[way]);
-        highs[way] = larger(GATES == kClamped ? (v < gate_high ? v : all(-kInfinity)) : v, highs[way]);
+        if (GATES == kClamped)
+            highs[way] = v < gate_high ? larger(v, highs[way]) : highs[way];
+        else
+            highs[way] = larger(v, highs[way]);
     }
-    template <class T> INLINE void look(const T* x, int64_t count) {
+    template <class T>
+    INLINE void look(const T* x, int64_t count) {
         int64_t i = 0;
         for (; i + kWays * LANES <= count; i += kWays * LANES)
             for (int way = 0; way < kWays; ++way) see(load(x + i + way * LANES), way);
@@ -207,28 +281,15 @@ template <int GATES> struct Extremes {
         for (; i < count; ++i) see(all(load_one(x + i)), 1);
     }
     INLINE void finish(float& low, float& high) const {
-        F4 lowest = quarter(lows[0], 0), highest = quarter(highs[0], 0);
-        for (int way = 0; way < kWays; ++way)
-            for (int i = 0; i < LANES / 4; ++i) {
-                F4 a = quarter(lows[way], i), b = quarter(highs[way], i);
-                lowest = a < lowest ? a : lowest, highest = b > highest ? b : highest;
-            }
-        float a = lowest[0] < lowest[1] ? lowest[0] : lowest[1], b = lowest[2] < lowest[3] ? lowest[2] : lowest[3];
-        low = a < b ? a : b;
-        a = highest[0] > highest[1] ? highest[0] : highest[1], b = highest[2] > highest[3] ? highest[2] : highest[3];
-        high = a > b ? a : b;
+        low = smallest(smaller(lows[0], lows[1])) + 0.0f;  // of zeros the positive one, whichever came first
+        high = largest(larger(highs[0], highs[1])) + 0.0f;
     }
     // Sums are not finite if an element is not, and where large ones add up to too much: then look again.
-    INLINE bool suspicious() const {
-        F4 wrong = {};
-        for (int way = 0; way < kWays; ++way)
-            for (int i = 0; i < LANES / 4; ++i) wrong += quarter(sums[way], i) * 0.0f;
-        float found = (wrong[0] + wrong[1]) + (wrong[2] + wrong[3]);
-        return found != 0.0f;
-    }
+    INLINE bool suspicious() const { return total((sums[0] + sums[1]) * 0.0f) != 0.0f; }
 };
 
-template <class T> INLINE bool all_finite(const T* x, int64_t count) {
+template <class T>
+INLINE bool all_finite(const T* x, int64_t count) {
     bool finite = true;
     for (int64_t i = 0; i < count; ++i) finite &= load_one(x + i) * 0.0f == 0.0f;
     return finite;
