@@ -1,8 +1,8 @@
 """Finding the plan for a budget: solve, and where something lossy was chosen, see what it does and solve again.
 
-The errors that solvers add up were measured one tensor at a time. In a plan, tensors are also recomputed from tensors
-that lost something, which spreads the loss; so the gradient of the plan itself is computed once on the example batch,
-the errors of what it packs are corrected by what is found, and the search goes on until the cap really holds there.
+The errors that solvers add up were measured a few tensors at a time, and add up only while they are small; so the
+gradient of the plan itself is computed once on the example batch, the errors of what it packs are corrected by what is
+found, and the search goes on until the cap really holds there.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ from fedhybrid.planner import (
     with_packs,
 )
 from fedhybrid.planner.solvers import smallest_of
+from fedhybrid.planner.spreading import Spreading
 from fedhybrid.protocols import Optimizer
 from fedhybrid.units import Budget, parse_budget
 
@@ -155,10 +156,12 @@ class PreparedStep:
     def _errors(self, codecs: tuple[str, ...]) -> dict[tuple[int, str], float]:
         if codecs not in self.pack_errors:
             problem = self._offer(("encode",), codecs, self._no_errors(codecs))
+            spreading = Spreading(problem)
             small = plan_decisions(problem, self.smallest(actions=("recompute",)))
 
             def runner_of(decisions: Mapping[int, int], codec_of: CodecOf) -> ProgramRunner:
-                return self._runner(Solution.of(problem, {**small, **decisions}), problem, codec_of)
+                kept = {d: 0 for storage in decisions for d in spreading.dependents[storage]}
+                return self._runner(Solution.of(problem, {**small, **kept, **decisions}), problem, codec_of)
 
             bound = BoundModel(self.model, self.layouts)
             self.pack_errors[codecs] = gradient_errors(problem, self.packable, bound, self.example, runner_of)

@@ -37,7 +37,8 @@ def gradient_errors(
     In each step up to four tensors that are made, shaped and read alike (those of neighbouring blocks) are packed by
     one codec, and share the error of the gradient equally, in squares. In the same step all codecs pack the real
     activations, and the error of the gradient is taken to grow as the error of the activation does. Each step keeps to
-    the decisions of a small loss-free plan otherwise, so that a device that measures stays near the memory that it has.
+    the decisions of a small loss-free plan otherwise, so that a device that measures stays near the memory that it has,
+    but makes nothing again from what it packs.
     Model and generator are left as they were.
 
     Args:

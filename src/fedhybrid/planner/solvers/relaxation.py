@@ -20,6 +20,7 @@ import numpy as np
 from fedhybrid.planner.problem import TRANSIENT, Pack, PlanOp, Problem
 from fedhybrid.planner.simulator import Simulator
 from fedhybrid.planner.solvers.base import Decisions, Effort, least_seconds
+from fedhybrid.planner.spreading import Spreading
 
 __all__ = ["Relaxation", "Relaxed"]
 
@@ -132,6 +133,12 @@ class Relaxation:
             columns = self._columns_of(storage)
             if len(columns) > 1:
                 found.append((-1.0, columns, [-1.0] * len(columns)))
+        spreading = Spreading(problem)
+        for storage, packs in self.packs_of.items():  # nothing is made again from what has lost something
+            lossy = [c for c in packs if self.packs[c - len(self.columns)].error > 0]
+            for dependent in sorted(spreading.dependents[storage]) if lossy else ():
+                if dependent in self.column_of:
+                    found.append((-1.0, [self.column_of[dependent], *lossy], [-1.0] * (1 + len(lossy))))
         if 0 < self.effort.max_error < math.inf:
             errors = [(c, self.packs[c - len(self.columns)].error) for packs in self.packs_of.values() for c in packs]
             scale = self.effort.max_error**2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedhybrid.planner.problem import FIRST_PACK, KEEP, TRANSIENT, Problem
 from fedhybrid.planner.simulator import Simulator
 from fedhybrid.planner.solvers.base import Decisions, Effort, Solution, error_squared, least_seconds, reorders_sums
+from fedhybrid.planner.spreading import Spreading
 
 __all__ = ["Search"]
 
@@ -24,6 +25,7 @@ class Search:
         effort.work += self.simulator.work
         self.fixed: frozenset[int] = frozenset()
         self.free = set(problem.candidates)
+        self.spreading = Spreading(problem)
         self.forms = _faster_forms(problem, effort)
 
     @property
@@ -78,11 +80,12 @@ class Search:
         options.sort(key=lambda option: (-option[0], option[1]))
         deficit, chosen = sim.peak_bytes - self.limit_bytes, {}
         room = self.effort.max_error**2 - error_squared(self.problem, sim.decisions)
+        merged = dict(sim.decisions)
         for _, subject, option, nbytes in options:
             error = self._error(subject, option)
-            if subject in chosen or error**2 > room:
+            if subject in chosen or error**2 > room or self.spreading.forbids(subject, option, merged):
                 continue
-            chosen[subject] = option
+            chosen[subject] = merged[subject] = option
             room -= error**2
             deficit -= nbytes
             if deficit <= 0 or len(chosen) >= 1 + len(options) // 3:
@@ -93,7 +96,11 @@ class Search:
         """(storage, option) of what may be done about the tensors alive at the peak, most bytes per second first."""
         room = self.effort.max_error**2 - error_squared(self.problem, self.simulator.decisions)
         ranked = sorted(self._options_at_peak(), key=lambda option: (-option[0], option[1]))
-        return [(s, option) for _, s, option, _ in ranked if self._error(s, option) ** 2 <= room]
+        return [
+            (s, option)
+            for _, s, option, _ in ranked
+            if self._error(s, option) ** 2 <= room and not self.spreading.forbids(s, option, self.simulator.decisions)
+        ]
 
     def _options_at_peak(self) -> list[tuple[float, int, int, int]]:
         sim = self.simulator
@@ -244,7 +251,9 @@ class Search:
         return [
             option
             for option in self.problem.options[storage]
-            if (self.effort.recompute or not KEEP < option < FIRST_PACK) and self._error(storage, option) ** 2 <= room
+            if (self.effort.recompute or not KEEP < option < FIRST_PACK)
+            and self._error(storage, option) ** 2 <= room
+            and not self.spreading.forbids(storage, option, decisions)
         ]
 
     def improve(self, best: Solution, good_enough: float) -> Solution:
