@@ -12,6 +12,7 @@
 PYTHON ?= python3
 PIP_FLAGS ?=
 BIN := .venv/bin
+KERNELS := src/fedhybrid/codecs/kernels
 INSTALLED := .venv/.installed
 DEMO := runs/quickstart
 
@@ -20,7 +21,7 @@ DEMO := runs/quickstart
 setup: $(INSTALLED)
 
 # torch goes first, alone, so that no other requirement can choose a different build of it.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard $(KERNELS)/native/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
@@ -46,5 +47,5 @@ check: setup
 	$(BIN)/pytest -q --doctest-modules src
 
 clean:
-	rm -rf .venv $(DEMO) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(DEMO) build dist $(KERNELS)/*.so src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

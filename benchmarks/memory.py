@@ -58,14 +58,14 @@ def main() -> int:
             rows += measure(model, batch, given)
             print(f"{model}, batch {batch}: done", file=sys.stderr)
     table = exactness_table(rows) if given.exactness else memory_table(rows)
-    theme = "exactness" if given.exactness else "memory"
+    theme = "exactness" if given.exactness else "lossy" if given.max_gradient_error else "memory"
     print(json.dumps({"machine": machine(), "rows": rows}, indent=1) if given.json else table)
     if given.out is not None:
         given.out.mkdir(parents=True, exist_ok=True)
         (given.out / f"{theme}.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
         (given.out / f"{theme}.md").write_text(table + "\n")
         if not given.exactness:
-            draw_memory(rows, given.out / "memory.png")
+            draw_memory(rows, given.out / f"{theme}.png")
     if given.note:
         _note(given, theme, rows, table)
     return 1 if given.exactness and not all(map(_holds, rows)) else 0
@@ -217,7 +217,7 @@ def _cosine(found: list[Tensor], expected: list[Tensor]) -> float:
 def _note(given: argparse.Namespace, theme: str, rows: list[Row], table: str) -> None:
     name = note_name(theme, given.hardware)
     body = table
-    if theme == "memory":
+    if theme != "exactness":
         notes = dict.fromkeys(f"- {r['contestant']}: {r['note']}" for r in rows if not r["ours"])
         body = "\n".join([table, "", *notes])
     path = write_note(
@@ -229,7 +229,7 @@ def _note(given: argparse.Namespace, theme: str, rows: list[Row], table: str) ->
                   "max gradient error": given.max_gradient_error, "optimizer": f"SGD, lr {LR}, momentum {MOMENTUM}"},
         body=body,
     )  # fmt: skip
-    if theme == "memory":
+    if theme != "exactness":
         picture = path.with_suffix(".png")
         draw_memory(rows, picture)
         path.write_text(f"{path.read_text()}\n![Peak against step time]({picture.name})\n")

@@ -6,8 +6,9 @@ Follows: the round of the paper (check-in, selection, plan, training by the plan
 memory-aware selection is the policy `fedhybrid`, the plans are the planner's; this file joins them.
 RECONSTRUCTED: the order inside a round, plans cached by graph, device and budget bucket, and the rule that a client
 whose budget no plan meets is not selected.
-Differs: plans recompute tensors only, and are exact (bit-identical to the unplanned step); the paper also compresses
-activations. They come from this project's planner instead of the paper's greedy over saved bytes per second.
+Differs: unless a recipe says otherwise, plans recompute tensors only, and are exact (bit-identical to the unplanned
+step), and come from this project's planner. The paper's greedy over saved bytes per second and its compression by
+channel are the solver `greedy-mps` and the codec `channel-mix` (`recipes/methods/fedhybrid.toml`).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from fedhybrid.planner.solvers.simple import block_inputs, keep_only
 
 __all__ = ["greedy_mps"]
 
-_FEWER_BITS = ("affine-4",)
+_FEWER_BITS = ("affine-4", "affine-2")
 
 
 def greedy_mps(problem: Problem, limit_bytes: int, effort: Effort) -> Solution:
