@@ -12,8 +12,10 @@ from torch import Tensor
 
 import fedhybrid as fh
 from fedhybrid.executor import PlanOptions, PreparedStep, TrainStep, prepare_step
-from fedhybrid.executor.guard import GradientGuard
+from fedhybrid.executor.guard import GUARD_BYTES, GradientGuard
 from fedhybrid.executor.sketch import GradientSketch
+from fedhybrid.graph import allocator_events, peak_of
+from fedhybrid.units import parse_budget
 
 CAP = 0.05
 LOSSY = PlanOptions(actions=("encode",), max_gradient_error=CAP)
@@ -140,6 +142,28 @@ class TestGuard:
         (without, _, drawn), (with_guard, _, drawn_too) = trained
         assert all(torch.equal(without[name], with_guard[name]) for name in without)
         assert torch.equal(drawn, drawn_too)
+
+    def test_a_step_that_is_looked_at_stays_inside_the_budget(self) -> None:
+        prepared = prepared_step()
+        budget = parse_budget("60%").resolve_bytes(
+            resident_bytes=prepared.resident_bytes, eager_peak_bytes=prepared.eager_peak_bytes
+        )
+        plan = replace(prepared.planned(budget - GUARD_BYTES, MIXED), budget_bytes=budget)
+        step = TrainStep(prepared, plan, planning=MIXED, guard_every=1)
+        step.run_example()
+        with allocator_events() as events:
+            kept = step.run_example()
+        del kept
+        assert len(step.guard_records) == 2
+        assert prepared.resident_bytes + peak_of(events) <= budget
+
+    def test_a_budget_that_falls_leaves_no_room_and_the_record_says_so(self) -> None:
+        prepared = prepared_step()
+        step = guarded(prepared, "65%")
+        exact = prepared.smallest(actions=("recompute",)).peak_bytes
+        step.use_plan(replace(step.plan, budget_bytes=exact))  # as if the budget had fallen to what the plan needs
+        step.run_example()
+        assert [record.outcome for record in step.guard_records] == ["no room"]
 
     def test_exact_plans_are_not_looked_at(self) -> None:
         step = guarded(prepared_step(), "100%")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from fedhybrid.errors import CaptureError, ConfigError
 from fedhybrid.executor.eager import EagerModeWarning, PreparedEager, prepare_eager
+from fedhybrid.executor.guard import GUARD_BYTES
 from fedhybrid.executor.options import LOSS_FREE, PlanOptions
 from fedhybrid.executor.prepare import prepare_step
 from fedhybrid.executor.prepared import PreparedStep
@@ -125,7 +127,7 @@ def compile_step(
             )
             prepared = eager()
     if plan is None:
-        plan = prepared.keep_all() if budget is None else prepared.planned(budget, planning)
+        plan = prepared.keep_all() if budget is None else _planned(prepared, budget, planning, guard_every)
     step = TrainStep(prepared, plan, planning=planning, other_shapes=other_shapes, guard_every=guard_every)
     step.prepare_ladder(ladder)
     return step
@@ -160,6 +162,18 @@ def plan_step(
     except CaptureError as error:
         raise _with_eager_advice(error) from error
     return prepared.planned(budget, planning)
+
+
+def _planned(
+    prepared: PreparedStep | PreparedEager, budget: str | int | Budget, planning: PlanOptions, guard_every: int | None
+) -> Plan:
+    """A plan that leaves room for the guard, if there is to be one."""
+    if guard_every is None:
+        return prepared.planned(budget, planning)
+    limit_bytes = parse_budget(budget).resolve_bytes(
+        resident_bytes=prepared.resident_bytes, eager_peak_bytes=prepared.eager_peak_bytes
+    )
+    return replace(prepared.planned(limit_bytes - GUARD_BYTES, planning), budget_bytes=limit_bytes)
 
 
 def _check_budgets(budget: str | int | Budget | None, ladder: Sequence[str | int | Budget]) -> None:

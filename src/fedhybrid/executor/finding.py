@@ -40,41 +40,47 @@ def find_plan(prepared: PreparedStep, limit_bytes: int, options: PlanOptions) ->
     """The cheapest plan found within a limit, resident bytes included. Errors as of `PreparedStep.plan`."""
     cap = options.max_gradient_error
     name = "keep-all" if not options.actions else AUTO if options.solver == "auto" else options.solver
-    problem = prepared.problem_with(options.actions, options.codecs, measured=cap < math.inf)
-    lossy = options.solver == "auto" and "encode" in options.actions and cap < math.inf
-    exact = _exact(prepared, limit_bytes, options, name) if lossy else None
-    for number in range(_ROUNDS + 1):
+    if "encode" not in options.actions or cap == math.inf:
+        problem = prepared.problem_with(options.actions, options.codecs, measured=False)
+        plan = prepared.written(_solve(prepared, limit_bytes, options, name, problem), limit_bytes, name)
+        return plan if plan.bit_identical or not plan.lossy else replace(plan, gradient_error=None)
+    found, error = _within_cap(prepared, limit_bytes, options, name)
+    return replace(prepared.written(found, limit_bytes, name), gradient_error=error)
+
+
+def _within_cap(prepared: PreparedStep, limit_bytes: int, options: PlanOptions, name: str) -> tuple[Solution, float]:
+    """The cheapest solution whose gradient is really within the cap on the example batch, and its error."""
+    cap, auto = options.max_gradient_error, options.solver == "auto"
+    problem = prepared.problem_with(options.actions, options.codecs)
+    best = _exact(prepared, limit_bytes, options, name) if auto else None
+    error, best_error, bound_seconds = math.inf, 0.0, math.inf
+    infeasible: InfeasibleBudgetError | None = None
+    for _ in range(_ROUNDS):
         try:
             found = _solve(prepared, limit_bytes, options, name, problem)
-        except InfeasibleBudgetError:
-            if exact is None:
-                raise
-            found = exact
-        if exact is not None and exact.extra_seconds <= found.extra_seconds:
-            found = replace(exact, bound_seconds=min(exact.bound_seconds, found.bound_seconds))
-        plan = prepared.written(found, limit_bytes, name)
-        if plan.bit_identical or not found.gradient_error:
-            return plan if cap < math.inf or plan.bit_identical else replace(plan, gradient_error=None)
-        if found.gradient_error > cap * (1 + 1e-9):
-            raise ConfigError(
-                f"the solver {name!r} does not keep to max_gradient_error={cap}: its plan has "
-                f"{found.gradient_error:.4f}. Raise the cap, or let solver='auto' choose."
-            )
-        error = prepared.error_of(found)
-        if error <= cap:
-            return replace(plan, gradient_error=error)
-        ratio = math.inf if number == _ROUNDS - 1 else error / found.gradient_error * _MARGIN_RATIO
-        chosen = set(found.decisions.items())
-        problem = replace(
-            problem,
-            packs=[
-                replace(pack, error=pack.error * ratio)
-                if pack.error and ((pack.storage, pack.option) in chosen or ratio == math.inf)
-                else pack
-                for pack in problem.packs
-            ],
+        except InfeasibleBudgetError as failed:
+            infeasible = infeasible or failed
+            break
+        bound_seconds = min(bound_seconds, found.bound_seconds)  # of rounds with other errors, the smallest holds
+        error = prepared.error_of(found) if found.gradient_error else 0.0
+        if error <= cap and (best is None or found.extra_seconds < best.extra_seconds):
+            best, best_error = found, error
+        if error <= cap or not auto:
+            break
+        problem = _with_errors(problem, error / found.gradient_error * _MARGIN_RATIO)
+    if best is None and infeasible is not None:
+        raise infeasible
+    if best is None:
+        raise ConfigError(
+            f"the solver {name!r} does not keep to max_gradient_error={cap}: the gradient of its plan is off by "
+            f"{error:.4f}. Raise the cap, or the budget, or let solver='auto' choose."
         )
-    raise AssertionError("without lossy packs every plan is exact")
+    return replace(best, bound_seconds=min(best.bound_seconds, bound_seconds, best.extra_seconds)), best_error
+
+
+def _with_errors(problem: Problem, ratio: float) -> Problem:
+    """The problem with all errors so many times as large."""
+    return replace(problem, packs=[replace(pack, error=pack.error * ratio) for pack in problem.packs])
 
 
 def _exact(prepared: PreparedStep, limit_bytes: int, options: PlanOptions, name: str) -> Solution | None:

@@ -24,7 +24,9 @@ from fedhybrid.units import format_bytes
 if TYPE_CHECKING:
     from fedhybrid.executor.step import TrainStep
 
-__all__ = ["GradientGuard", "GuardRecord", "Watch"]
+__all__ = ["GUARD_BYTES", "GradientGuard", "GuardRecord", "Watch"]
+
+GUARD_BYTES = 2**18  # two sketches and the scratch of adding to them; kept free of plans that are guarded
 
 _RELAX_BELOW = 0.5  # of the cap
 _AIM = 0.8  # of the cap: where a new plan's error should lie
@@ -38,16 +40,17 @@ class GuardRecord:
     Attributes:
         step: How many steps had been done before.
         predicted_error: Of the plan in use, relative L2 over the whole gradient.
-        measured_error: Between the step's gradient and the exact one on the same batch.
+        measured_error: Between the step's gradient and the exact one on the same batch; None if it is no number.
         cap: What is allowed.
         planning_cap: The cap that plans are made with from now on.
         outcome: "kept"; "tightened" or "relaxed" (another plan was made); "stuck": above the cap, and no milder plan
-            fits the budget.
+            was found within the budget; "no room": nothing was measured, because the exact gradient does not fit the
+            budget of the moment.
     """
 
     step: int
     predicted_error: float
-    measured_error: float
+    measured_error: float | None
     cap: float
     planning_cap: float
     outcome: str
@@ -76,16 +79,25 @@ class GradientGuard:
         self._step, self._every, self._cap, self._planning_cap = step, every, cap, cap
         self._exact_plan = step.prepared.smallest(actions=("recompute",))
         copied = sum(t.nbytes for t in (*batch_tensors(step.prepared.example)[0], *step.prepared.model.buffers()))
-        needed, budget_bytes = self._exact_plan.peak_bytes + copied, step.plan.budget_bytes
-        if budget_bytes is not None and needed > budget_bytes:
+        self._needed_bytes = self._exact_plan.peak_bytes + copied + GUARD_BYTES
+        if not self._has_room:
             raise ConfigError(
-                f"guard_every compares with the exact gradient, which needs {format_bytes(needed)}; the budget is "
-                f"{format_bytes(budget_bytes)}. Raise the budget, or train without the guard."
+                f"guard_every compares with the exact gradient, which needs {format_bytes(self._needed_bytes)}; the "
+                f"budget is {format_bytes(step.plan.budget_bytes or 0)}. Raise the budget, or train without the guard."
             )
+
+    @property
+    def _has_room(self) -> bool:
+        budget_bytes = self._step.plan.budget_bytes
+        return budget_bytes is None or self._needed_bytes <= budget_bytes
 
     def due(self, steps_done: int) -> bool:
         """Whether the next step is to be looked at."""
-        return steps_done % self._every == 0 and not self._step.plan.bit_identical
+        if steps_done % self._every or not self._step.plan.lossy:
+            return False
+        if not self._has_room:
+            self._write(self._step.plan.gradient_error or 0.0, None, "no room", steps_done)
+        return self._has_room
 
     def watch(self, batch: Any) -> Watch:
         """Computes a batch's exact gradient; the step that follows is to apply its own through what this returns.
@@ -103,17 +115,23 @@ class GradientGuard:
         step, outcome = self._step, "kept"
         predicted_error = step.plan.gradient_error or 0.0
         uses_its_room = predicted_error > _RELAX_BELOW * self._planning_cap
-        if measured_error > self._cap or (measured_error < _RELAX_BELOW * self._cap and uses_its_room):
-            outcome = "tightened" if measured_error > self._cap else "relaxed"
-            factor = _AIM * self._cap / max(measured_error, 1e-300)
+        too_large = not measured_error <= self._cap  # a gradient that is no number is that, too
+        if too_large or (measured_error < _RELAX_BELOW * self._cap and uses_its_room):
+            outcome = "tightened" if too_large else "relaxed"
+            factor = _AIM * self._cap / max(measured_error, 1e-300) if math.isfinite(measured_error) else 0.0
             wanted = self._planning_cap * min(max(factor, 1 / _LARGEST_CHANGE), _LARGEST_CHANGE)
+            before = step.plan.key
             if step.plan_again(min(wanted, _LARGEST_CAP)):
                 self._planning_cap = min(wanted, _LARGEST_CAP)
-            else:
-                outcome = "stuck"
+            if step.plan.key == before:
+                outcome = "stuck" if too_large else "kept"
+        finite = measured_error if math.isfinite(measured_error) else None
+        self._write(predicted_error, finite, outcome, step.steps_done - 1)
+
+    def _write(self, predicted_error: float, measured_error: float | None, outcome: str, number: int) -> None:
         self.records.append(
             GuardRecord(
-                step=step.steps_done - 1,
+                step=number,
                 predicted_error=predicted_error,
                 measured_error=measured_error,
                 cap=self._cap,

@@ -310,7 +310,7 @@ class PreparedStep:
         return find_plan(self, limit_bytes, options)
 
     def error_of(self, found: Solution) -> float:
-        """Relative L2 error of the gradient that a solution really gives on the example batch (estimated to 1 %).
+        """Relative L2 error of the gradient that a solution really gives on the example batch (estimated to about 2 %).
 
         Costs a step of it and one of a small exact plan; model and generator are left as they were.
         """

@@ -5,6 +5,7 @@ Errors of several packs add up in squares while they are small, so these figures
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, final
 
@@ -20,7 +21,8 @@ from fedhybrid.planner import LOSSY, Pack, Packable, Problem
 __all__ = ["gradient_errors"]
 
 _TOGETHER = 4
-_SHARE = 4  # codecs are compared on the first samples, a quarter of a tensor
+_SHARE = 4  # codecs are compared on every fourth sample
+_LEAST_ERROR = 1e-6  # nothing lossy is taken for exact because the example happened to be
 
 CodecOf = Callable[[int, str], Codec]
 
@@ -65,7 +67,8 @@ def gradient_errors(
             distance = _distance(_gradients(runner, bound, example, state), exact) / len(together)
             error = (distance / max(size, 1e-300)) ** 0.5
             for storage, probe in probes.items():
-                found.update({(storage, name): error * ratio for name, ratio in probe.ratios().items()})
+                errors = {(storage, name): error * ratio for name, ratio in probe.ratios().items()}
+                found.update({key: max(e, _LEAST_ERROR) for key, e in errors.items() if math.isfinite(e)})
     return found
 
 
@@ -86,8 +89,12 @@ def _groups(problem: Problem, packable: Packable) -> list[dict[int, list[Pack]]]
 
 
 def _middle(packs: Sequence[Pack]) -> Pack:
-    """Of the middle size: coarse enough to be seen, fine enough for errors to be proportional."""
-    return sorted(packs, key=lambda pack: -pack.nbytes)[len(packs) // 2]
+    """Of the middle size: coarse enough to be seen, fine enough for errors to be proportional.
+
+    What "sparse" loses depends on how many elements are not zero, so it is no yardstick for others.
+    """
+    ordered = sorted(packs, key=lambda pack: (pack.codec == "sparse", -pack.nbytes))
+    return ordered[sum(pack.codec != "sparse" for pack in packs) // 2]
 
 
 def _probing(probes: Mapping[int, _Probe], packable: Packable) -> CodecOf:
@@ -106,7 +113,7 @@ class _Probe:
     def ratios(self) -> dict[str, float]:
         """Error of each codec on the tensor, the chosen one's being 1."""
         unit = self._squares[self._chosen.name]
-        return {name: (square / unit) ** 0.5 if unit else float(square > 0) for name, square in self._squares.items()}
+        return {name: (square / unit) ** 0.5 if unit else 1.0 for name, square in self._squares.items()}
 
     @property
     def name(self) -> str:
@@ -128,7 +135,7 @@ class _Probe:
 
     def encode(self, x: Tensor, state: CodecState | None = None) -> Tensor:
         """As the chosen one, after a look at all of them."""
-        part = x[: max(1, len(x) // _SHARE)].clone()
+        part = x[:: max(1, len(x) // max(1, len(x) // _SHARE))].clone()
         for name, codec in self._codecs.items():
             back = codec.decode(codec.encode(part), part.shape, part.stride(), part.dtype)
             self._squares[name] = float(back.sub_(part).float().square_().sum())

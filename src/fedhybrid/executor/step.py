@@ -13,7 +13,7 @@ from torch import Tensor
 from fedhybrid.codecs import BoundCodec
 from fedhybrid.errors import ConfigError, InfeasibleBudgetError, PlanMismatchError
 from fedhybrid.executor.bound import BoundModel, put_back
-from fedhybrid.executor.guard import GradientGuard, GuardRecord
+from fedhybrid.executor.guard import GUARD_BYTES, GradientGuard, GuardRecord
 from fedhybrid.executor.measure import Measurement, measure_step
 from fedhybrid.executor.options import PlanOptions
 from fedhybrid.executor.prepared import PreparedStep
@@ -66,6 +66,7 @@ class TrainStep:
         if other_shapes == "compile" and isinstance(prepared, PreparedStep):
             self._others = OtherShapes(prepared, self._planning)
         self._guard: GradientGuard | None = None
+        self._reserved_bytes = 0 if guard_every is None else GUARD_BYTES
         self.use_plan(plan)
         if guard_every is not None:
             self._guard = GradientGuard(self, guard_every, self._planning.max_gradient_error)
@@ -174,14 +175,14 @@ class TrainStep:
         limit = parse_budget(budget).resolve_bytes(
             resident_bytes=self.prepared.resident_bytes, eager_peak_bytes=self.prepared.eager_peak_bytes
         )
-        fitting = [rung for rung in self._ladder if rung.peak_bytes <= limit]
+        fitting = [rung for rung in self._ladder if rung.peak_bytes + self._reserved_bytes <= limit]
         if fitting:
             rung = min(fitting, key=lambda rung: (rung.extra_time_s, rung.peak_bytes))
             if rung.budget_bytes is not None and rung.budget_bytes < limit:  # its bound was proven for less
                 rung = replace(rung, bound_extra_time_s=min(rung.bound_extra_time_s, self._least_extra_s()))
             self.use_plan(replace(rung, budget_bytes=limit))
             return
-        self.use_plan(self.prepared.planned(budget, self._planning))
+        self.use_plan(self._planned(limit, self._planning))
 
     def _least_extra_s(self) -> float:
         """No plan of this step costs less, whatever its budget."""
@@ -193,12 +194,19 @@ class TrainStep:
     def plan_again(self, max_gradient_error: float) -> bool:
         """Makes another plan for the same budget, with another cap on its error; whether there is one."""
         planning = replace(self._planning, max_gradient_error=max_gradient_error)
-        assert self._plan.budget_bytes is not None
-        try:
-            self.use_plan(self.prepared.planned(self._plan.budget_bytes, planning))
-        except InfeasibleBudgetError:
+        if self._plan.budget_bytes is None:
             return False
+        try:
+            self.use_plan(self._planned(self._plan.budget_bytes, planning))
+        except (InfeasibleBudgetError, ConfigError):
+            return False
+        self._planning, self._ladder = planning, []  # rungs were made with another cap
         return True
+
+    def _planned(self, limit_bytes: int, planning: PlanOptions) -> Plan:
+        """A plan that leaves room for the guard, if there is one."""
+        plan = self.prepared.planned(limit_bytes - self._reserved_bytes, planning)
+        return replace(plan, budget_bytes=limit_bytes)
 
     def prepare_ladder(self, budgets: Sequence[str | int | Budget]) -> None:
         """Plans and compiles a program for each of several budgets, so that `set_budget` can switch at once.

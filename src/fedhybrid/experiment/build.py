@@ -76,7 +76,7 @@ def build_federation(config: RunConfig, datasets: Datasets | None = None) -> Fed
         rounds=config.rounds,
         seed=config.seed,
         plans=method.plans if config.planner.enabled == "auto" else config.planner.enabled == "on",
-        codec=method.codec if config.planner.enabled == "auto" else None,
+        codec=None if config.planner.enabled == "off" else method.codec,
         planning=planning_of(config.planner),
     )
 

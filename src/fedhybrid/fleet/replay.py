@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,13 +53,13 @@ def replay(predictor: Predictor, traces: MemoryTraces, *, window_s: float) -> Re
     A promise is made right before a window begins, and holds for the whole window; the first one has seen one sample.
 
     Raises:
-        ConfigError: The window is shorter than a sample or longer than the traces.
+        ConfigError: The window is no whole number of samples, or longer than the traces.
     """
     samples = round(window_s / traces.period_s)
     windows = traces.available_bytes.shape[1] // samples if samples >= 1 else 0
-    if windows < 1:
+    if windows < 1 or not math.isclose(samples * traces.period_s, window_s, rel_tol=1e-6):
         raise ConfigError(
-            f"a window of {window_s:g} s must hold a sample ({traces.period_s:g} s) and fit into the traces "
+            f"a window of {window_s:g} s must hold whole samples ({traces.period_s:g} s each) and fit into the traces "
             f"({traces.duration_s:g} s)"
         )
     state = predictor.init(len(traces))

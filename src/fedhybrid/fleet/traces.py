@@ -14,6 +14,8 @@ from fedhybrid.seeds import derive_seed
 
 __all__ = ["MemoryTraces", "TraceSpec", "make_traces"]
 
+_ROUNDING = 1e-9  # of a sample: 0.3 s is the third sample of 0.1 s, whatever binary fractions say
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MemoryTraces:
@@ -42,7 +44,9 @@ class MemoryTraces:
     def at(self, time_s: float | FloatArray, row: IntArray | None = None) -> IntArray:
         """Bytes available at `time_s`, of all rows or of those in `row`; one time for all or one for each."""
         rows = np.arange(len(self)) if row is None else row
-        sample = np.floor(np.asarray(time_s) / self.period_s).astype(np.int64) % self.available_bytes.shape[1]
+        sample = (
+            np.floor(np.asarray(time_s) / self.period_s + _ROUNDING).astype(np.int64) % self.available_bytes.shape[1]
+        )
         found: IntArray = self.available_bytes[rows, sample]
         return found
 
@@ -56,7 +60,7 @@ class MemoryTraces:
 
 @dataclass(frozen=True, kw_only=True)
 class TraceSpec:
-    """What random traces look like. Ours, not fitted to measurements: shapes that the literature on apps agrees on.
+    """What random traces look like. Ours, not fitted to measurements.
 
     A share of the memory is free when only the system runs, and drifts slowly. Apps come as a Poisson process, take a
     log-normal amount and stay for a heavy-tailed (Pareto) time: most are gone soon, some stay for hours. Devices differ

@@ -23,13 +23,20 @@ MENU = ("affine-8", "affine-4", "affine-2")
 LOSSY = (*MENU, "bf16", "channel-mix", "division", "mesa", "sparse")
 _WITHOUT_CLAMPING = ("bf16", "sparse")  # gates alone are enough for them
 
-# Backward operators whose second argument decides by comparison alone, and the numbers that it is compared with.
-_GATES: dict[str, Callable[[Sequence[object]], tuple[float, float]]] = {
-    "threshold_backward": lambda args: (_number(args, 2, 0.0), math.inf),
-    "hardtanh_backward": lambda args: (_number(args, 2, -1.0), _number(args, 3, 1.0)),
-    "leaky_relu_backward": lambda args: (0.0, math.inf),
-    "hardswish_backward": lambda args: (-3.0, 3.0),
-    "hardsigmoid_backward": lambda args: (-3.0, 3.0),
+# Backward operators that decide by comparison: which argument, and the numbers that it is compared with. (A gate
+# belongs to the outside; where an operator counts -3 itself as inside, the gate is the next number below.)
+_BELOW_MINUS_3 = -3.0000002384185791
+_GATES: dict[str, tuple[int, Callable[[Sequence[object]], tuple[float, float]]]] = {
+    "threshold_backward": (1, lambda args: (_number(args, 2, 0.0), math.inf)),
+    "hardtanh_backward": (1, lambda args: (_number(args, 2, -1.0), _number(args, 3, 1.0))),
+    "leaky_relu_backward": (1, lambda args: (0.0, math.inf)),
+    "_prelu_kernel_backward": (1, lambda args: (0.0, math.inf)),
+    "rrelu_with_noise_backward": (1, lambda args: (0.0, math.inf)),
+    "elu_backward": (5, lambda args: (0.0, math.inf)),
+    "softshrink_backward": (1, lambda args: (-_number(args, 2, 0.5), _number(args, 2, 0.5))),
+    "hardshrink_backward": (1, lambda args: (-_number(args, 2, 0.5), _number(args, 2, 0.5))),
+    "hardswish_backward": (1, lambda args: (_BELOW_MINUS_3, 3.0)),
+    "hardsigmoid_backward": (1, lambda args: (-3.0, 3.0)),
 }
 
 # Forward operators whose results never lie beyond these numbers.
@@ -41,20 +48,27 @@ _CLAMPS: dict[str, Callable[[Sequence[object]], tuple[float, float]]] = {
     "hardtanh_": lambda args: (_number(args, 1, -1.0), _number(args, 2, 1.0)),
 }
 
-# What these read must come back exactly: probabilities and statistics, where a small change is a large one.
-_EXACT_READERS = ("log_softmax_backward", "nll_loss", "cross_entropy", "cdist", "norm_backward", "max_pool")
+# What these read must come back exactly: probabilities and statistics, where a small change is a large one, and numbers
+# that the backward pass compares with each other.
+_EXACT_READERS = ("log_softmax_backward", "loss", "cross_entropy", "cdist", "norm_backward", "max_pool")
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge", "sgn", "sign", "isclose")
 _NORM_INPUTS = ("native_batch_norm_backward", "native_layer_norm_backward", "native_group_norm_backward")
 
 _ATTENTION, _LOGSUMEXP = "scaled_dot_product_flash_attention_for_cpu_backward", 5  # and the position of its statistics
 
 _POOLS = ("max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d")
 
+_MOST_GATES = 2
 _LEAST_BYTES = 1 << 14  # smaller tensors are not worth a call
 
 
 def _number(args: Sequence[object], position: int, default: float) -> float:
     given = args[position] if position < len(args) else default
     return float(given) if isinstance(given, (int, float)) else default
+
+
+def _positive(given: object) -> bool:
+    return isinstance(given, (int, float)) and 0 < given < math.inf
 
 
 def _name(op: Op) -> str:
@@ -106,11 +120,14 @@ class Packable:
                 found.append((storage, "bits"))
             elif storage in self._limits:
                 found.append((storage, "narrow"))
-            elif "encode" in actions and value.dtype.is_floating_point and storage not in self._exact:
+            elif "encode" in actions and value.dtype.is_floating_point and not self._must_be_exact(storage):
                 found += [(storage, name) for name in codecs if self._takes(storage, name)]
             if "offload" in actions:
                 found.append((storage, OFFLOAD))
         return found
+
+    def _must_be_exact(self, storage: int) -> bool:
+        return storage in self._exact or self._too_many_gates(storage)
 
     def codec(self, storage: int, name: str) -> Codec:
         """The codec of that name with the options that a storage's readers need."""
@@ -132,9 +149,21 @@ class Packable:
         return self._makers.get(storage), value.shape, value.stride, value.dtype, readers, self.gates(storage)
 
     def gates(self, storage: int) -> tuple[float, float] | None:
-        """The numbers that the backward pass compares the storage with."""
-        found = self._gates.get(storage)
-        return (min(low for low, _ in found), max(high for _, high in found)) if found else None
+        """The numbers that the backward pass compares the storage with, at most two."""
+        found, bound = self._gates.get(storage), self._clamps.get(storage, (-math.inf, math.inf))
+        if not found:
+            return None
+        lows, highs = ({number for number in side if math.isfinite(number)} for side in zip(*found, strict=True))
+        numbers = sorted(number for number in lows | highs if bound[0] <= number <= bound[1])
+        if len(numbers) == 1:
+            return (numbers[0], math.inf) if numbers[0] in lows else (-math.inf, numbers[0])
+        return (numbers[0], numbers[-1]) if numbers else None
+
+    def _too_many_gates(self, storage: int) -> bool:
+        """Whether more numbers are compared with than codecs keep apart."""
+        bound = self._clamps.get(storage, (-math.inf, math.inf))
+        numbers = {number for pair in self._gates.get(storage, ()) for number in pair if math.isfinite(number)}
+        return sum(bound[0] <= number <= bound[1] for number in numbers) > _MOST_GATES
 
     def clamped(self, storage: int) -> bool:
         """Whether nothing in the storage lies beyond its gates, whatever the batch."""
@@ -190,8 +219,8 @@ class Packable:
             self._clamps[storage] = _CLAMPS[name](op.args)
         if name in ("bernoulli", "bernoulli_"):
             self._two_valued.add(storage)
-        elif name in ("div", "mul", "div_", "mul_") and isinstance(op.args[0], Ref) and not isinstance(op.args[1], Ref):
-            # random masks stay such when they are scaled by a number
+        elif name in ("div", "mul", "div_", "mul_") and isinstance(op.args[0], Ref) and _positive(op.args[1]):
+            # random masks stay such when they are scaled by a number (0 times a negative one is another zero)
             if graph.storage_of(op.args[0].value) in self._two_valued:
                 self._two_valued.add(storage)
         elif op.writes:
@@ -201,13 +230,20 @@ class Packable:
         graph, name = self._graph, _name(op)
         for value in op.inputs:
             self._readers.setdefault(graph.storage_of(value), set()).add(name)
-        if name in _GATES and isinstance(op.args[1], Ref):
-            self._gates.setdefault(graph.storage_of(op.args[1].value), []).append(_GATES[name](op.args))
+        if name in _GATES:
+            position, numbers = _GATES[name]
+            read = op.args[position] if position < len(op.args) else None
+            if isinstance(read, Ref):
+                self._gates.setdefault(graph.storage_of(read.value), []).append(numbers(op.args))
+        if name in _COMPARISONS:
+            self._exact.update(graph.storage_of(value) for value in op.inputs)
 
     def _see_exact(self, op: Op) -> None:
         name, inputs = _name(op), list(op.inputs)
         if name in _NORM_INPUTS:
             inputs = inputs[2:]  # the gradient and the input may be inexact, the statistics may not
+        elif name == "rrelu_with_noise_backward":
+            inputs = inputs[2:]
         elif _ATTENTION in name:
             inputs = [ref.value for ref in op.args[_LOGSUMEXP:] if isinstance(ref, Ref)]
         elif not any(word in name for word in _EXACT_READERS):

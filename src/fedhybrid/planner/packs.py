@@ -66,7 +66,7 @@ def with_packs(
         option = options[storage] = options.get(storage, FIRST_PACK - 1) + 1
         value, codec = whole[storage], made.get((storage, name))
         packed_bytes = 0 if codec is None else codec.encoded_bytes(value.shape, value.dtype)
-        cost = _file_cost(value.nbytes) if codec is None else known[_key(codec, value)]
+        cost = _file_cost(value.nbytes) if codec is None else known[_key(codec, value, timed=op_seconds is None)]
         if op_seconds is not None:
             copied = op_seconds(OpWork("copy", float(value.numel), value.nbytes + packed_bytes))
             cost = PackCost((copied, cost.encode[1]), (copied, cost.decode[1]))
@@ -93,14 +93,14 @@ def _file_cost(nbytes: int) -> PackCost:
     return PackCost((nbytes / _FILE_BYTES_PER_S, 0), (nbytes / _FILE_BYTES_PER_S, 0))
 
 
-def _key(codec: Codec, value: Value) -> str:
+def _key(codec: Codec, value: Value, *, timed: bool) -> str:
     """Equal for packs that cost the same; a codec's text names its options, gates among them."""
-    return f"{codec!r} {value.shape} {value.stride} {value.dtype}"
+    return f"{codec!r} {value.shape} {value.stride} {value.dtype}{'' if timed else ', not timed'}"
 
 
 def _measure(wanted: Sequence[tuple[Codec, Value]], known: dict[str, PackCost], *, timed: bool) -> None:
     """Adds what is not known yet: every distinct encode and decode, one at a time on scratch tensors."""
-    distinct = {_key(codec, value): (codec, value) for codec, value in wanted}
+    distinct = {_key(codec, value, timed=timed): (codec, value) for codec, value in wanted}
     distinct = {key: pair for key, pair in distinct.items() if key not in known}
     if not distinct:
         return

@@ -122,10 +122,14 @@ class Plan:
         return (*tensors, *(("replay" if d.replay else "op", d.op, str(d.chunks)) for d in self.splits))
 
     @property
+    def lossy(self) -> bool:
+        """Whether codecs change some tensor."""
+        return any(d.action.removeprefix("encode:") in LOSSY for d in self.decisions)
+
+    @property
     def bit_identical(self) -> bool:
         """Whether the plan promises eager's bits: nothing lossy, and no split that changes the order of sums."""
-        lossy = any(d.action.removeprefix("encode:") in LOSSY for d in self.decisions)
-        return not lossy and all(split.exact for split in self.splits)
+        return not self.lossy and all(split.exact for split in self.splits)
 
     @property
     def recomputed_bytes(self) -> int:
