@@ -168,7 +168,7 @@ def test_where_all_users_are_alike_one_fraction_for_all_is_as_good() -> None:
 
 
 def test_windows_that_do_not_fit(traces: MemoryTraces) -> None:
-    with pytest.raises(ConfigError, match=r"must hold a sample \(2 s\)"):
+    with pytest.raises(ConfigError, match=r"must hold whole samples \(2 s each\)"):
         replay(RunningMinimum(), traces, window_s=0.5)
     with pytest.raises(ConfigError, match="fit into the traces"):
         replay(RunningMinimum(), traces, window_s=4000.0)
