@@ -118,14 +118,14 @@ def _contestants(
         lossy = (*LOSS_FREE, "encode")
         kinds.append((" + encode", {"actions": lossy, "max_gradient_error": given.max_gradient_error}))
     for budget, (kind, options) in itertools.product(given.budgets, kinds):
+        with torch.no_grad():  # all plans are made for and train the captured model: each starts from the same weights
+            for mine, start in zip(_tensors(prepared.model), _tensors(model), strict=True):
+                mine.copy_(start)
         try:
             plan = prepared.plan(budget, time_limit_s=given.time_limit, **options)
         except InfeasibleBudgetError as error:
             yield f"fedhybrid {budget}{kind}", True, model, None, {"needed_bytes": error.needed_bytes}
             continue
-        with torch.no_grad():  # all plans train the captured model: each starts from the same weights
-            for mine, start in zip(_tensors(prepared.model), _tensors(model), strict=True):
-                mine.copy_(start)
         step = TrainStep(prepared, plan)
         facts = {
             "note": f"{plan.solver}, planned",
