@@ -125,16 +125,14 @@ def rows_encode(  # noqa: PLR0917 - as the kernels take them
     """
     if not kernels.available():
         rows_plain.encode(x, layout, bits, low, step, offsets, seed, out, positive=positive)
-    elif not positive and layout.cols >= _SHORT:
-        kernels.rows_encode(x, *layout, bits, low, step, offsets, seed, out)
+    elif layout.cols >= _SHORT or layout.cols == 1:
+        kernels.rows_encode(x, *layout, bits, low, step, offsets, seed, out, positive=positive)
     else:
         for piece in _pieces(x, layout, bits, offsets):
             _by_row(piece.held).copy_(_by_row(piece.part.transpose(0, 1)))
-            if positive:
-                torch.ops.aten.threshold_(piece.held, 0.0, -math.inf)
             own_seed = None if seed is None else (seed ^ piece.number * _ODD) % 2**63
             told = bits[piece.rows], low[piece.rows], step[piece.rows], piece.offsets
-            kernels.rows_encode(piece.held, 1, len(piece.held), piece.length, *told, own_seed, out)
+            kernels.rows_encode(piece.held, 1, len(piece.held), piece.length, *told, own_seed, out, positive=positive)
 
 
 def rows_decode(  # noqa: PLR0917 - as the kernels take them
@@ -143,7 +141,7 @@ def rows_decode(  # noqa: PLR0917 - as the kernels take them
     """Writes low + step * code of each element to `out`; see `rows_encode`."""
     if not kernels.available():
         rows_plain.decode(code, layout, bits, low, step, offsets, out)
-    elif layout.cols >= _SHORT:
+    elif layout.cols >= _SHORT or layout.cols == 1:
         kernels.rows_decode(code, *layout, bits, low, step, offsets, out)
     else:
         for piece in _pieces(out, layout, bits, offsets):

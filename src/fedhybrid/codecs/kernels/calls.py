@@ -85,7 +85,7 @@ def rows_range(x: Tensor, outer: int, rows: int, cols: int, low: Tensor, high: T
 
 def rows_encode(
     x: Tensor, outer: int, rows: int, cols: int, bits: Tensor, low: Tensor, step: Tensor, offsets: Tensor,
-    seed: int | None, out: Tensor,
+    seed: int | None, out: Tensor, *, positive: bool = False,
 ) -> None:  # fmt: skip
     """Writes each row's numbers: clip(floor((x - low) / step + u), 0, 2^bits - 1); 0 where step is 0.
 
@@ -100,9 +100,11 @@ def rows_encode(
         offsets: int64, shape (rows,): where in `out` each row's ceil(outer * cols * bits / 8) bytes begin.
         seed: u is 1/2 without one, else uniform in [0, 1).
         out: Bytes.
+        positive: What is not above 0 gets the number 0.
     """
     told = {"bits": _address(bits), "low": _address(low), "step": _address(step), "offsets": _address(offsets)}
-    job = _rows(x, outer, rows, cols, code=_address(out), stochastic=seed is not None, seed=seed or 0, **told)
+    told |= {"stochastic": seed is not None, "seed": seed or 0, "positive": positive}
+    job = _rows(x, outer, rows, cols, code=_address(out), **told)
     done = call("rows_encode", job)
     assert done, "bits are 1, 2, 4 or 8"
 

@@ -34,7 +34,7 @@ class Rows(ctypes.Structure):
 
     _fields_ = _fields(
         elements=_POINTER, code=_POINTER, outer=_INT64, rows=_INT64, cols=_INT64, type=_INT32, stochastic=_INT32,
-        seed=_UINT64, bits=_POINTER, low=_POINTER, high=_POINTER, step=_POINTER, offsets=_POINTER,
+        positive=_INT64, seed=_UINT64, bits=_POINTER, low=_POINTER, high=_POINTER, step=_POINTER, offsets=_POINTER,
     )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ int64_t over(int64_t count, int64_t each) { return (count + each - 1) / each; }
 }  // namespace
 
 // Of the structures in jobs.hpp; library.py asks for the same.
-EXPORT int32_t fedhybrid_layout() { return 1; }
+EXPORT int32_t fedhybrid_layout() { return 2; }
 
 // A lower level than the best, for tests; "" is the best. Says whether this processor has it.
 EXPORT int32_t fedhybrid_use_level(const char* name) {

@@ -31,6 +31,7 @@ struct Rows {
     uint8_t* code;
     int64_t outer, rows, cols;
     int32_t type, stochastic;
+    int64_t positive;  // what is not above 0 gets the number 0
     uint64_t seed;
     const uint8_t* bits;
     float *low, *high, *step;

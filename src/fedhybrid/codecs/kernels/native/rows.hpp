@@ -78,6 +78,17 @@ INLINE FromNumbers from_row(const Rows& job, int64_t row) {
     return from_numbers(job.low[row], job.step[row], kLargest);
 }
 
+// What is not above 0 becomes smaller than any range, in place.
+INLINE void sink(float* x, int64_t count) {
+    const float lowest = -__builtin_inff();
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        F v = load(x + i);
+        store(x + i, v > 0 ? v : F{} + lowest);
+    }
+    for (; i < count; ++i) x[i] = x[i] > 0 ? x[i] : lowest;
+}
+
 template <class T>
 static bool encode_row(const Rows& job, int64_t row) {
     const ToNumbers s = to_row(job, row);
@@ -89,14 +100,16 @@ static bool encode_row(const Rows& job, int64_t row) {
     bool well = true;
     for (; cursor.left >= kTile; code += kTile * bits / 8) {
         const float* x = buffer;
-        if (cursor.left_in_segment >= kTile)
+        if (cursor.left_in_segment >= kTile && !job.positive)
             x = tile_of(cursor.at, buffer), cursor.advance(kTile);
         else
             cursor.take(buffer, kTile);
+        if (job.positive) sink(buffer, kTile);
         well &= encode_tile_of(bits, job.stochastic, x, code, s, random);
     }
     int64_t rest = cursor.left;
     cursor.take(buffer, rest);
+    if (job.positive) sink(buffer, rest);
     encode_rest_of(bits, job.stochastic, buffer, rest, code, s, random.key);
     return well;
 }
@@ -174,6 +187,7 @@ static bool encode_abreast(const Rows& job, int64_t row) {
         for (int64_t r = 0; r < kAbreast; ++r) {
             int bits = job.bits[row + r];
             uint8_t* code = job.code + job.offsets[row + r] + o * bits / 8;
+            if (job.positive) sink(now.lines[r], count);
             if (count == kTile)
                 well &= encode_tile_of(bits, job.stochastic, now.lines[r], code, s[r], random[r]);
             else
