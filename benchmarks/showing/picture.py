@@ -13,6 +13,7 @@ from fedhybrid.report.figures.style import new_figure
 
 __all__ = ["draw_memory"]
 
+ENCODED = " + encode"  # ends the names of plans that may compress
 LOSSY = 1e-4  # relative gradient error; sums in another order stay below
 _MARKERS = ("*", "D", "s", "^", "v", "<", ">", "P", "X", "h")
 
@@ -35,19 +36,24 @@ def draw_memory(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def _draw_model(axes: Axes, rows: list[dict[str, Any]], peers: list[str]) -> None:
-    ours = sorted((r["peak_share_ratio"], r["time_ratio"], r["contestant"]) for r in rows if r["ours"])
-    axes.plot(
-        [x for x, _, _ in ours], [y for _, y, _ in ours], color=LIGHT.series[0], linewidth=1.6, marker="o",
-        markersize=5, zorder=4, label="fedhybrid",
-    )  # fmt: skip
-    for x, y, name in ours:
-        axes.annotate(
-            name.removeprefix("fedhybrid "), (x, y), xytext=(0, -11), textcoords="offset points", ha="center",
-            fontsize=7, color=LIGHT.series[0],
+    for number, (label, suffix) in enumerate((("fedhybrid", ""), ("fedhybrid, may compress", ENCODED))):
+        mine = [r for r in rows if r["ours"] and r["contestant"].endswith(ENCODED) == bool(suffix)]
+        if not mine:
+            continue
+        ours = sorted((r["peak_share_ratio"], r["time_ratio"], r["contestant"]) for r in mine)
+        colour = LIGHT.series[-number]  # the first, and the one least like it
+        axes.plot(
+            [x for x, _, _ in ours], [y for _, y, _ in ours], color=colour, linewidth=1.6, marker="o", markersize=5,
+            markerfacecolor="none" if suffix else colour, zorder=4, label=label,
         )  # fmt: skip
+        for x, y, name in ours:
+            axes.annotate(
+                name.removeprefix("fedhybrid ").removesuffix(suffix), (x, y), xytext=(0, 6 if number else -11),
+                textcoords="offset points", ha="center", fontsize=7, color=colour,
+            )  # fmt: skip
     for number, peer in enumerate(peers):
         found = next((r for r in rows if r["contestant"] == peer), None)
-        colour = LIGHT.ink if peer == "eager" else LIGHT.series[1 + number % (len(LIGHT.series) - 1)]
+        colour = LIGHT.ink if peer == "eager" else LIGHT.series[1 + number % (len(LIGHT.series) - 2)]
         axes.plot(
             [] if found is None else [found["peak_share_ratio"]], [] if found is None else [found["time_ratio"]],
             linestyle="", marker=_MARKERS[number % len(_MARKERS)], markersize=9 if peer == "eager" else 6.5,
