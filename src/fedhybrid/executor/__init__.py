@@ -3,6 +3,7 @@
 from fedhybrid.executor.compile import compile_step, plan_step
 from fedhybrid.executor.eager import EagerModeWarning
 from fedhybrid.executor.groups import ParamGroup, no_decay
+from fedhybrid.executor.guard import GuardRecord
 from fedhybrid.executor.lower import Program, lower
 from fedhybrid.executor.measure import Measurement
 from fedhybrid.executor.optimizer import SGD, Adam, AdamW
@@ -19,6 +20,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "EagerModeWarning",
+    "GuardRecord",
     "Measurement",
     "ParamGroup",
     "PlanOptions",
