@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from fedhybrid.codecs import CODECS
+
 BENCHMARK = Path(__file__).parents[2] / "benchmarks/memory.py"
 TINY = ("--models", "mobilenet_v2", "--width", "0.25", "--side", "16", "--batch", "4")
 
@@ -99,3 +101,21 @@ def test_torch_compile_budgets_differ() -> None:
     half, fifth = rows["torch.compile budget 0.5"], rows["torch.compile budget 0.2"]
     assert fifth["peak_bytes"] < half["peak_bytes"] < rows["eager"]["peak_bytes"]
     assert fifth["gradient_error"] < 1e-5
+
+
+def test_every_codec_has_a_row() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fedhybrid", "bench", "codecs", "--json", "--", "--repeats", "1"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+    )
+    rows = {row["name"]: row for row in rows_of(done)}
+    assert {name.split(",")[0] for name in rows} == set(CODECS)
+    columns = ("bits", "encode_over_clone", "decode_over_clone", "bytes_ratio", "relative_error")
+    assert all(set(columns) <= set(row) for row in rows.values())
+    assert rows["bits"]["relative_error"] == rows["narrow"]["relative_error"] == 0
+    assert rows["affine-8"]["relative_error"] < rows["affine-4"]["relative_error"] < rows["affine-2"]["relative_error"]
+    assert rows["affine-4"]["bytes_ratio"] < 0.134
