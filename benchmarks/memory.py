@@ -17,6 +17,7 @@ import copy
 import ctypes
 import itertools
 import json
+import shlex
 import statistics
 import sys
 import time
@@ -223,7 +224,7 @@ def _note(given: argparse.Namespace, theme: str, rows: list[Row], table: str) ->
     path = write_note(
         name,
         title="Prediction and measurement" if theme == "exactness" else "Peak and time of one training step",
-        command=f".venv/bin/python benchmarks/memory.py {' '.join(sys.argv[1:])}",
+        command=f".venv/bin/python benchmarks/memory.py {_told()}",
         settings={"malloc": given.malloc, "width": given.width, "image": f"3x{given.side}x{given.side}",
                   "repeats": given.repeats,
                   "max gradient error": given.max_gradient_error, "optimizer": f"SGD, lr {LR}, momentum {MOMENTUM}"},
@@ -233,6 +234,15 @@ def _note(given: argparse.Namespace, theme: str, rows: list[Row], table: str) ->
         picture = path.with_suffix(".png")
         draw_memory(rows, picture)
         path.write_text(f"{path.read_text()}\n![Peak against step time]({picture.name})\n")
+
+
+def _told() -> str:
+    """The command line's options, without the folder of this machine that --out names."""
+    words = sys.argv[1:]
+    if "--out" in words:
+        at = words.index("--out")
+        words = words[:at] + words[at + 2 :]
+    return shlex.join(words)
 
 
 def _words(text: str) -> list[str]:
