@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from fedhybrid.errors import ConfigError, InfeasibleBudgetError
 from fedhybrid.executor.options import PlanOptions
+from fedhybrid.executor.sketch import GradientSketch
 from fedhybrid.planner import SOLVERS, Effort, Plan, Problem, Solution, describe_peak
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def find_plan(prepared: PreparedStep, limit_bytes: int, options: PlanOptions) ->
     if "encode" not in options.actions or cap == math.inf:
         problem = prepared.problem_with(options.actions, options.codecs, measured=False)
         plan = prepared.written(_solve(prepared, limit_bytes, options, name, problem), limit_bytes, name)
-        return plan if plan.bit_identical or not plan.lossy else replace(plan, gradient_error=None)
+        return plan if not plan.lossy else replace(plan, gradient_error=None)
     found, error = _within_cap(prepared, limit_bytes, options, name)
     return replace(prepared.written(found, limit_bytes, name), gradient_error=error)
 
@@ -54,6 +55,7 @@ def _within_cap(prepared: PreparedStep, limit_bytes: int, options: PlanOptions, 
     problem = prepared.problem_with(options.actions, options.codecs)
     best = _exact(prepared, limit_bytes, options, name) if auto else None
     error, best_error, bound_seconds = math.inf, 0.0, math.inf
+    exact: GradientSketch | None = None
     infeasible: InfeasibleBudgetError | None = None
     for _ in range(_ROUNDS):
         try:
@@ -62,7 +64,10 @@ def _within_cap(prepared: PreparedStep, limit_bytes: int, options: PlanOptions, 
             infeasible = infeasible or failed
             break
         bound_seconds = min(bound_seconds, found.bound_seconds)  # of rounds with other errors, the smallest holds
-        error = prepared.error_of(found) if found.gradient_error else 0.0
+        error = 0.0
+        if found.gradient_error:
+            exact = exact or prepared.exact_sketch()
+            error = prepared.error_of(found, exact)
         if error <= cap and (best is None or found.extra_seconds < best.extra_seconds):
             best, best_error = found, error
         if error <= cap or not auto:

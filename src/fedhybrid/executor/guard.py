@@ -10,14 +10,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
-import torch
 from torch import Tensor
 
 from fedhybrid.errors import ConfigError
-from fedhybrid.executor.bound import put_back
 from fedhybrid.executor.prepared import PreparedStep
 from fedhybrid.executor.running import Apply
-from fedhybrid.executor.sketch import GradientSketch
+from fedhybrid.executor.sketch import GradientSketch, sketch_of
 from fedhybrid.graph import batch_tensors
 from fedhybrid.units import format_bytes
 
@@ -104,10 +102,7 @@ class GradientGuard:
 
         Model, batch and generator stay as they are.
         """
-        exact, bound = GradientSketch(), self._step.bound
-        leaves, _ = batch_tensors(batch)
-        with put_back([*bound.buffers, *leaves]), torch.random.fork_rng(devices=[]):
-            self._step.compiled(self._exact_plan).run(bound, batch, exact.take)
+        exact = sketch_of(self._step.compiled(self._exact_plan), self._step.bound, batch)
         return Watch(self, exact, self._step.state.apply)
 
     def judge(self, measured_error: float) -> None:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import nn
 
 from fedhybrid.errors import InfeasibleBudgetError
-from fedhybrid.executor.bound import BoundModel, Layouts, put_back
+from fedhybrid.executor.bound import BoundModel, Layouts
 from fedhybrid.executor.closing import Closing, closing_of, whole_plan
 from fedhybrid.executor.finding import AUTO, effort_for, find_plan
 from fedhybrid.executor.forms import update_form
@@ -20,8 +19,8 @@ from fedhybrid.executor.lower import lower
 from fedhybrid.executor.options import LOSS_FREE, PlanOptions
 from fedhybrid.executor.program import ProgramRunner
 from fedhybrid.executor.sensitivity import CodecOf, gradient_errors
-from fedhybrid.executor.sketch import GradientSketch
-from fedhybrid.graph import BatchSpec, StepGraph, batch_tensors
+from fedhybrid.executor.sketch import GradientSketch, sketch_of
+from fedhybrid.graph import BatchSpec, StepGraph
 from fedhybrid.opwork import OpWork
 from fedhybrid.planner import (
     LOSSY,
@@ -309,20 +308,18 @@ class PreparedStep:
         )
         return find_plan(self, limit_bytes, options)
 
-    def error_of(self, found: Solution) -> float:
+    def exact_sketch(self) -> GradientSketch:
+        """Of the exact gradient on the example batch, by one step of a small exact plan."""
+        runner = self.compile(self.smallest(actions=("recompute",)))
+        return sketch_of(runner, BoundModel(self.model, self.layouts), self.example)
+
+    def error_of(self, found: Solution, exact: GradientSketch) -> float:
         """Relative L2 error of the gradient that a solution really gives on the example batch (estimated to about 2 %).
 
-        Costs a step of it and one of a small exact plan; model and generator are left as they were.
+        Costs a step; model and generator are left as they were.
         """
-        bound, sketches = BoundModel(self.model, self.layouts), []
-        leaves, _ = batch_tensors(self.example)
         runner = self._runner(found, found.problem)
-        for each in (runner, self.compile(self.smallest(actions=("recompute",)))):
-            sketches.append(GradientSketch())
-            with put_back([*bound.buffers, *leaves]), torch.random.fork_rng(devices=[]):
-                each.run(bound, self.example, sketches[-1].take)
-        planned, exact = sketches
-        return planned.error_from(exact)
+        return sketch_of(runner, BoundModel(self.model, self.layouts), self.example).error_from(exact)
 
     def confirmed(self, plan: Plan, runner: ProgramRunner) -> Plan:
         """The plan with this machine's figures; they differ where operators need other scratch memory.

@@ -7,14 +7,17 @@ M. Farach-Colton, 2002).
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from fedhybrid.executor.bound import BoundModel, put_back
+from fedhybrid.executor.running import Runner
+from fedhybrid.graph import batch_tensors
 from fedhybrid.seeds import derive_seed
 
-__all__ = ["GradientSketch"]
+__all__ = ["GradientSketch", "sketch_of"]
 
 _BUCKETS = 1024  # the estimate's relative standard deviation is sqrt(2 / buckets), 4.4 %, of the squared distance
 _ROWS = 8  # rows of buckets that are worked on at once
@@ -54,3 +57,12 @@ class GradientSketch:
     def length(self) -> float:
         """Estimated L2 length of the gradient."""
         return float(self.sums.square().sum().sqrt())
+
+
+def sketch_of(runner: Runner, bound: BoundModel, batch: Any) -> GradientSketch:
+    """Of the gradient that a runner gives on a batch; model, batch and generator are left as they were."""
+    sketch = GradientSketch()
+    leaves, _ = batch_tensors(batch)
+    with put_back([*bound.buffers, *leaves]), torch.random.fork_rng(devices=[]):
+        runner.run(bound, batch, sketch.take)
+    return sketch

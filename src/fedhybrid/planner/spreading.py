@@ -7,7 +7,8 @@ error therefore make nothing again from what has lost something.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from functools import cached_property
 from typing import final
 
 from fedhybrid.planner.problem import FIRST_PACK, KEEP, Problem
@@ -20,17 +21,29 @@ class Spreading:
     """Who is made again from whom.
 
     Attributes:
+        any_lossy: Whether some option changes its storage.
         sources: Candidate -> the candidates that making it again would read, straight or through intermediates.
         dependents: Candidate -> the candidates that have it among their sources.
     """
 
     def __init__(self, problem: Problem) -> None:
-        self._packs = problem.pack_by_option
-        self.sources = {storage: _sources(problem, storage) for storage in problem.candidates}
-        self.dependents: dict[int, set[int]] = {storage: set() for storage in problem.candidates}
+        self._problem, self._packs = problem, problem.pack_by_option
+        self.any_lossy = any(pack.error > 0 for pack in problem.packs)
+
+    @cached_property
+    def sources(self) -> dict[int, set[int]]:
+        """See the class; looked up when first asked for, since most plans have nothing lossy to choose."""
+        kept = self._problem.uses.keys() & set(self._problem.candidates)
+        return {storage: _sources(self._problem, storage, kept) for storage in self._problem.candidates}
+
+    @cached_property
+    def dependents(self) -> dict[int, set[int]]:
+        """See the class."""
+        found: dict[int, set[int]] = {storage: set() for storage in self._problem.candidates}
         for storage, sources in self.sources.items():
             for source in sources:
-                self.dependents[source].add(storage)
+                found[source].add(storage)
+        return found
 
     def lossy(self, storage: int, option: int) -> bool:
         """Whether an option changes the storage."""
@@ -39,7 +52,7 @@ class Spreading:
 
     def forbids(self, subject: int, option: int, decisions: Mapping[int, int]) -> bool:
         """Whether a decision beside these would make something again from what a codec has changed."""
-        if option == KEEP or subject not in self.sources:
+        if option == KEEP or not self.any_lossy or subject not in self.sources:
             return False
         if option >= FIRST_PACK:
             made_again = any(KEEP < decisions.get(d, KEEP) < FIRST_PACK for d in self.dependents[subject])
@@ -47,8 +60,7 @@ class Spreading:
         return any(self.lossy(source, decisions.get(source, KEEP)) for source in self.sources[subject])
 
 
-def _sources(problem: Problem, storage: int) -> set[int]:
-    kept = problem.uses.keys() & set(problem.candidates)
+def _sources(problem: Problem, storage: int, kept: Set[int]) -> set[int]:
     stack, seen = [storage], {storage}
     while stack:
         replay = problem.replays.get(stack.pop())

@@ -134,7 +134,8 @@ class Relaxation:
             if len(columns) > 1:
                 found.append((-1.0, columns, [-1.0] * len(columns)))
         spreading = Spreading(problem)
-        for storage, packs in self.packs_of.items():  # nothing is made again from what has lost something
+        for storage, packs in self.packs_of.items() if spreading.any_lossy else ():
+            # nothing is made again from what has lost something
             lossy = [c for c in packs if self.packs[c - len(self.columns)].error > 0]
             for dependent in sorted(spreading.dependents[storage]) if lossy else ():
                 if dependent in self.column_of:
