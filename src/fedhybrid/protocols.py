@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from torch import Tensor
 
-from fedhybrid.records import Candidates, ClientTask, IntArray, LocalWork, Outcome, TaskEvent, Update
+from fedhybrid.records import ClientTask, FloatArray, IntArray, LocalWork, Outcome, TaskEvent, Update
 from fedhybrid.tree import Tensors
 
-__all__ = ["ClientRuntime", "Driver", "Method", "Optimizer", "Policy", "PolicyState", "RoundPlan", "ServerState"]
+__all__ = ["CandidateView", "ClientRuntime", "Driver", "Method", "Optimizer", "Policy", "PolicyState", "RoundPlan", "ServerState"]
 
 PolicyState = dict[str, Any]  # JSON only, so that a run can be resumed
 
@@ -78,6 +79,67 @@ class Optimizer(Protocol):
         ...
 
 
+class CandidateView(Protocol):
+    """The clients that may be selected now; `records.Candidates` says what each column means.
+
+    A column is made when it is first asked for: a policy that asks for none costs the same for ten clients and for a
+    million.
+    """
+
+    def __len__(self) -> int:
+        """An upper bound of how many there are: of a large fleet nobody counts who is away."""
+        ...
+
+    def sample(self, count: int, rng: np.random.Generator) -> IntArray:
+        """At most `count` of the clients without replacement, all alike, in ascending order."""
+        ...
+
+    @property
+    def client(self) -> IntArray:
+        """Client numbers, ascending; all other columns are in this order."""
+        ...
+
+    @property
+    def tier(self) -> IntArray:
+        """Index of each client's tier."""
+        ...
+
+    @property
+    def budget_bytes(self) -> IntArray:
+        """What each client promises for the coming round."""
+        ...
+
+    @property
+    def num_samples(self) -> IntArray:
+        """Training samples that each client holds."""
+        ...
+
+    @property
+    def unplanned_bytes(self) -> int:
+        """Peak of the step without any plan."""
+        ...
+
+    @property
+    def smallest_bytes(self) -> int:
+        """Smallest peak that the step can be run in."""
+        ...
+
+    @property
+    def step_s(self) -> FloatArray:
+        """Predicted seconds of one step as each client would run it; infinity where it cannot."""
+        ...
+
+    @property
+    def kernel_s(self) -> FloatArray:
+        """Sum over the model's distinct operators of their seconds on each client's device."""
+        ...
+
+    @property
+    def round_s(self) -> FloatArray:
+        """Predicted seconds of each client's whole task; infinity where it cannot."""
+        ...
+
+
 class Policy(Protocol):
     """Chooses each round's cohort among the candidates; its state goes in and comes out."""
 
@@ -86,7 +148,7 @@ class Policy(Protocol):
         ...
 
     def select(
-        self, candidates: Candidates, count: int, state: PolicyState, *, round_index: int, seed: int
+        self, candidates: CandidateView, count: int, state: PolicyState, *, round_index: int, seed: int
     ) -> tuple[IntArray, PolicyState]:
         """At most `count` distinct client numbers (fewer when fewer are fit), and the new state."""
         ...
@@ -98,17 +160,33 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ServerState:
-    """What the server knows between rounds: the global model, and named tensors of the method's own."""
+    """What the server knows between rounds.
+
+    Attributes:
+        weights: The global model.
+        extra: Named tensors of the method's own.
+        version: How many times it has aggregated; the engine counts. An update's staleness is this less its
+            `round_index`.
+    """
 
     weights: Tensors
     extra: Tensors = field(default_factory=dict)
+    version: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundPlan:
-    """What a method's `assign` is given: who takes part, with which plan, and how much local work.
+    """What a method's `assign` is given.
 
-    `plans` maps each client of the cohort to the name of its plan, or None for the unplanned step.
+    Attributes:
+        round_index: The server's version.
+        cohort: Who takes part.
+        plans: The name of each client's plan, or None for the unplanned step.
+        work: How much local work.
+        run_seed: The run's.
+        draw: What the tasks' seeds derive from beside client and run: equal to `round_index` in rounds; in
+            asynchronous runs, where a client may be asked twice in one version, the number of the request.
+        phase: "train", or the one of the method's `preparations` that is due.
     """
 
     round_index: int
@@ -116,6 +194,8 @@ class RoundPlan:
     plans: Mapping[int, str | None]
     work: LocalWork
     run_seed: int
+    draw: int
+    phase: str = "train"
 
 
 class ClientRuntime(Protocol):
@@ -124,6 +204,11 @@ class ClientRuntime(Protocol):
     @property
     def num_samples(self) -> int:
         """Training samples on this client."""
+        ...
+
+    @property
+    def state(self) -> Tensors:
+        """What the client has kept since its last task; an update's `state` replaces it. Empty at first."""
         ...
 
     def load(self, weights: Tensors) -> None:
@@ -149,7 +234,7 @@ class ClientRuntime(Protocol):
 
 
 class Method(Protocol):
-    """One published system: four verbs (`init`, `assign`, `train`, `aggregate`) and three facts about its steps."""
+    """One published system: four verbs (`init`, `assign`, `train`, `aggregate`) and a few facts."""
 
     @property
     def plans(self) -> bool:
@@ -159,6 +244,16 @@ class Method(Protocol):
     @property
     def codec(self) -> str | None:
         """The lossy codec that packs every eligible tensor of each client's step, where that is the method."""
+        ...
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether `aggregate` knows what to do with few updates of different staleness."""
+        ...
+
+    @property
+    def preparations(self) -> tuple[str, ...]:
+        """Kinds of tasks that every client does once, in this order, before the first round; `aggregate` ends each."""
         ...
 
     def optimizer(self, base: Optimizer) -> Optimizer:
@@ -178,7 +273,7 @@ class Method(Protocol):
         ...
 
     def aggregate(self, server: ServerState, updates: Sequence[Update]) -> ServerState:
-        """The server after the round; `updates` are in order of client number and not empty."""
+        """The server after the round; `updates` are not empty, in order of client number, then of their arrival."""
         ...
 
 
@@ -194,6 +289,10 @@ class Driver(Protocol):
 
     def submit(self, client: int, task: ClientTask) -> int:
         """Sends a task; returns its ticket."""
+        ...
+
+    def cancel(self, ticket: int) -> TaskEvent:
+        """Gives up a task that has not ended: the event of its failure "late", with what it has cost so far."""
         ...
 
     def next_event(self, timeout_s: float | None = None) -> TaskEvent | None:

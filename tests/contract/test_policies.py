@@ -36,6 +36,7 @@ def candidates_of(count: int, seed: int = 0) -> Candidates:
         smallest_bytes=40,
         step_s=np.where((budget_bytes < 40) | (rng.random(count) < 0.1), np.inf, 1.0),
         kernel_s=rng.uniform(1e-4, 1e-1, count),
+        round_s=np.where((budget_bytes < 40) | (rng.random(count) < 0.1), np.inf, 60.0),
     )
 
 

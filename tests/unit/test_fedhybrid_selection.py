@@ -26,6 +26,7 @@ def candidates(**changes: Any) -> Candidates:
         "smallest_bytes": 40,
         "step_s": np.ones(CLIENTS),
         "kernel_s": np.full(CLIENTS, 0.5),
+        "round_s": np.full(CLIENTS, 60.0),
     }
     return Candidates(**plain | changes)
 

@@ -27,7 +27,8 @@ def tasks_for_cohort(server: ServerState, plan: RoundPlan) -> list[ClientTask]:
             weights=server.weights,
             work=plan.work,
             plan=plan.plans[client],
-            seed=derive_seed(plan.run_seed, purpose="train", round_index=plan.round_index, client=client),
+            kind=plan.phase,
+            seed=derive_seed(plan.run_seed, purpose=plan.phase, round_index=plan.draw, client=client),
         )
         for client in plan.cohort
     ]
@@ -53,6 +54,16 @@ class AbstractAveraging(ABC):
     def codec(self) -> str | None:
         """None: no codec is forced on a client's step."""
         return None
+
+    @property
+    def asynchronous(self) -> bool:
+        """False: a mean of the models that came replaces the global one, which one slow client could take back."""
+        return False
+
+    @property
+    def preparations(self) -> tuple[str, ...]:
+        """None."""
+        return ()
 
     @abstractmethod
     def optimizer(self, base: Optimizer) -> Optimizer:

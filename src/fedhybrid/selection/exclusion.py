@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedhybrid.protocols import PolicyState
-from fedhybrid.records import Candidates, IntArray, Outcome
+from fedhybrid.protocols import CandidateView, PolicyState
+from fedhybrid.records import IntArray, Outcome
 from fedhybrid.selection.sampling import pick, round_rng
 
 __all__ = ["Exclusion"]
@@ -25,7 +25,7 @@ class Exclusion:
         return {}
 
     def select(
-        self, candidates: Candidates, count: int, state: PolicyState, *, round_index: int, seed: int
+        self, candidates: CandidateView, count: int, state: PolicyState, *, round_index: int, seed: int
     ) -> tuple[IntArray, PolicyState]:
         """At most `count` candidates that hold the unplanned step."""
         fit = candidates.budget_bytes >= candidates.unplanned_bytes

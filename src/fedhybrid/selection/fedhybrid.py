@@ -29,8 +29,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedhybrid.errors import ConfigError
-from fedhybrid.protocols import PolicyState
-from fedhybrid.records import Candidates, FloatArray, IntArray, Outcome
+from fedhybrid.protocols import CandidateView, PolicyState
+from fedhybrid.records import FloatArray, IntArray, Outcome
 from fedhybrid.selection.arms import Arms, empty_arms, lookup_arms, updated_arms
 from fedhybrid.selection.sampling import pick, round_rng
 
@@ -89,7 +89,7 @@ class FedHybridSelection:
         return empty_arms()
 
     def select(
-        self, candidates: Candidates, count: int, state: PolicyState, *, round_index: int, seed: int
+        self, candidates: CandidateView, count: int, state: PolicyState, *, round_index: int, seed: int
     ) -> tuple[IntArray, PolicyState]:
         """At most `count` candidates that some plan fits: untried ones for the exploration share, else the best."""
         rng = round_rng(seed, round_index)
@@ -114,7 +114,7 @@ class FedHybridSelection:
         """Share of the cohort for untried clients in round `round_index` (the first is 0)."""
         return max(self.exploration_floor_ratio, self.exploration_ratio * self.exploration_decay**round_index)
 
-    def scores(self, candidates: Candidates, arms: Arms, rows: IntArray, round_index: int) -> FloatArray:
+    def scores(self, candidates: CandidateView, arms: Arms, rows: IntArray, round_index: int) -> FloatArray:
         """Normalised utility plus bonus of the candidates in `rows`; means nothing where a client is untried."""
         utility = np.nan_to_num(self._utility(candidates, arms, rows), nan=0.0)
         log_round = math.log(round_index + 1)
@@ -124,7 +124,7 @@ class FedHybridSelection:
             bonus = np.sqrt(self.bonus * log_round / arms.last_round)
         return self._normalised(utility, arms.tried) + bonus
 
-    def _utility(self, candidates: Candidates, arms: Arms, rows: IntArray) -> FloatArray:
+    def _utility(self, candidates: CandidateView, arms: Arms, rows: IntArray) -> FloatArray:
         """Stat * MemStat * CompStat; NaN where no loss is known."""
         stat = arms.squared_loss_mean
         if self.stat == "oort":

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedhybrid.protocols import PolicyState
-from fedhybrid.records import Candidates, IntArray, Outcome
-from fedhybrid.selection.sampling import pick, round_rng
+from fedhybrid.protocols import CandidateView, PolicyState
+from fedhybrid.records import IntArray, Outcome
+from fedhybrid.selection.sampling import round_rng
 
 __all__ = ["Uniform"]
 
@@ -26,10 +26,10 @@ class Uniform:
         return {}
 
     def select(
-        self, candidates: Candidates, count: int, state: PolicyState, *, round_index: int, seed: int
+        self, candidates: CandidateView, count: int, state: PolicyState, *, round_index: int, seed: int
     ) -> tuple[IntArray, PolicyState]:
         """At most `count` candidates, all alike."""
-        return pick(candidates.client, count, round_rng(seed, round_index)), state
+        return candidates.sample(count, round_rng(seed, round_index)), state
 
     def observe(self, outcomes: Sequence[Outcome], state: PolicyState) -> PolicyState:
         """Nothing to learn."""
