@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +57,29 @@ def write_jpeg(folder: Path, count: int = 4, side: int = 32) -> list[np.ndarray]
             y=(np.arange(count) % 10).astype(np.uint8),
         )
     return decoded
+
+
+def write_har(folder: Path, people: int = 3, windows: int = 10) -> dict[str, dict[str, np.ndarray]]:
+    """`windows` windows of each person and activity, in two files; returns what each holds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, stored = np.random.default_rng(3), {}
+    for name, persons in (("train", range(1, people)), ("test", (people,))):
+        subject = np.repeat(np.array(persons, np.uint8), 6 * windows)
+        y = np.tile(np.repeat(np.arange(6, dtype=np.uint8), windows), len(persons))
+        x = rng.normal(loc=np.arange(9)[:, None], scale=1 + np.arange(9)[:, None], size=(len(y), 9, 128))
+        stored[name] = {"x": x.astype(np.float32), "y": y, "subject": subject}
+        np.savez(folder / f"{name}.npz", **stored[name])
+    return stored
+
+
+def write_roles(folder: Path, lengths: dict[str, int] | None = None) -> dict[str, str]:
+    """Roles whose texts have those lengths; returns the texts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, texts = np.random.default_rng(4), {}
+    for role, length in (lengths or {"Play_LONG": 1200, "Play_SHORT": 100, "Play_OTHER": 600}).items():
+        text = "".join(rng.choice(list("abcde ,\n"), length))
+        texts[role] = text[:-1] + "!"
+    data = {role: {"lines": text.split("\n")} for role, text in texts.items()}
+    content = {"users": list(texts), "num_lines": [len(d["lines"]) for d in data.values()], "user_data": data}
+    (folder / "roles.json").write_text(json.dumps(content), encoding="utf-8")
+    return texts

@@ -16,7 +16,17 @@ from torch import Tensor
 from fedhybrid.records import ClientTask, FloatArray, IntArray, LocalWork, Outcome, TaskEvent, Update
 from fedhybrid.tree import Tensors
 
-__all__ = ["CandidateView", "ClientRuntime", "Driver", "Method", "Optimizer", "Policy", "PolicyState", "RoundPlan", "ServerState"]
+__all__ = [
+    "CandidateView",
+    "ClientRuntime",
+    "Driver",
+    "Method",
+    "Optimizer",
+    "Policy",
+    "PolicyState",
+    "RoundPlan",
+    "ServerState",
+]
 
 PolicyState = dict[str, Any]  # JSON only, so that a run can be resumed
 
@@ -249,6 +259,11 @@ class Method(Protocol):
     @property
     def asynchronous(self) -> bool:
         """Whether `aggregate` knows what to do with few updates of different staleness."""
+        ...
+
+    @property
+    def differences(self) -> bool:
+        """Whether an update's `weights` are differences to the model that the client received, else models."""
         ...
 
     @property

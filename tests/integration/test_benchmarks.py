@@ -15,6 +15,7 @@ import pytest
 from fedhybrid.codecs import CODECS
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks/memory.py"
+FEDERATIONS = BENCHMARK.parent / "federations"
 TINY = ("--models", "mobilenet_v2", "--width", "0.25", "--side", "16", "--batch", "4")
 
 
@@ -27,6 +28,16 @@ def memory(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         check=False,
         timeout=250,
     )
+
+
+def run_json(script: Path, *arguments: str) -> dict[str, Any]:
+    """What a benchmark's script prints as the last line."""
+    command = [sys.executable, str(script), *arguments, "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=250)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def rows_of(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
@@ -119,3 +130,56 @@ def test_every_codec_has_a_row() -> None:
     assert rows["bits"]["relative_error"] == rows["narrow"]["relative_error"] == 0
     assert rows["affine-8"]["relative_error"] < rows["affine-4"]["relative_error"] < rows["affine-2"]["relative_error"]
     assert rows["affine-4"]["bytes_ratio"] < 0.134
+
+
+def test_ours_and_the_bare_loop_do_the_same_job() -> None:
+    """Cohorts, batches and initial weights are equal, so the models are, and each round's accuracy."""
+    ours, bare = (run_json(FEDERATIONS / f"{name}.py", "--rounds", "2") for name in ("ours", "bare"))
+    assert len(set(bare["accuracies"])) == 2
+    assert ours["accuracies"] == pytest.approx(bare["accuracies"], abs=0.5 / 297)
+    for result in (ours, bare):
+        assert len(result["round_s"]) == result["rounds"] - 1 == 1
+        assert 0 < result["round_s"][0] < result["first_round_end_s"] < result["total_s"]
+
+
+def test_contenders_take_turns_and_who_is_missing_is_named(tmp_path: Path) -> None:
+    engine = BENCHMARK.parent / "engine.py"
+    arguments = ("--rounds", "2", "--repeats", "1", "--paired-rounds", "0", "--peers", "bare,flower")
+    command = [sys.executable, str(engine), *arguments, "--env", f"flower={tmp_path / 'none'}", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
+    assert done.returncode == 0, done.stderr
+    assert "flower is left out" in done.stderr
+    assert "pip install 'flwr[simulation]==1.41.*'" in done.stderr
+    result = json.loads((tmp_path / "engine.json").read_text())
+    (row,) = result["commands"]
+    assert row["contender"] == "bare"
+    assert 0 < row["start_up_s"][0] < row["command_s"][0]
+    assert row["cpu_s"][0] > 0.5 * row["start_up_s"][0]
+    assert done.stdout == (tmp_path / "engine.md").read_text()
+
+
+def test_commands_are_compared_within_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
+    from federations.outcome import command_rows, command_table  # noqa: PLC0415 - the folder is on the path only here
+
+    common = {"round_s": [0.5, 0.5], "first_round_end_s": 2.0, "cpu_s": 3.0, "accuracy": 0.9}
+    runs = {
+        "ours": [common | {"command_s": command_s, "cores": 1} for command_s in (2.0, 4.0)],
+        "slow": [common | {"command_s": command_s, "cores": 2} for command_s in (6.0, 16.0)],
+    }
+    ours, slow = command_rows(runs, "ours")
+    assert ours["command_over_reference"] == (1.0, 1.0, 1.0)
+    assert slow["command_over_reference"] == (3.5, 3.0, 4.0)
+    assert slow["start_up_s"][0] == 1.5
+    assert (slow["rounds_per_s"][0], slow["rounds_per_s_and_core"][0]) == (2.0, 1.0)
+    assert "| slow | 2 | 11.0 [6.0-16.0] |" in command_table([ours, slow], "ours")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", [(), ("--empty",)])
+def test_rounds_in_turn_end_with_equal_models(job: tuple[str, ...]) -> None:
+    found = run_json(FEDERATIONS / "paired.py", "--rounds", "4", *job)
+    ours, bare = zip(*found["accuracies"], strict=True)
+    assert ours == pytest.approx(bare, abs=0.5 / 297)
+    least, most = found["ratio_quartiles"]
+    assert 0 < least <= found["ratio"] <= most

@@ -7,42 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.unit.selection_parts import CLIENTS, all_tried, candidates, outcome
 
 from fedhybrid.errors import ConfigError
-from fedhybrid.records import Candidates, Outcome
+from fedhybrid.records import Outcome
 from fedhybrid.selection import FedHybridSelection
 from fedhybrid.selection.arms import lookup_arms
-
-CLIENTS = 6
-
-
-def candidates(**changes: Any) -> Candidates:
-    plain: dict[str, Any] = {
-        "client": np.arange(CLIENTS),
-        "tier": np.zeros(CLIENTS, np.int64),
-        "budget_bytes": np.full(CLIENTS, 100),
-        "num_samples": np.full(CLIENTS, 10),
-        "unplanned_bytes": 100,
-        "smallest_bytes": 40,
-        "step_s": np.ones(CLIENTS),
-        "kernel_s": np.full(CLIENTS, 0.5),
-        "round_s": np.full(CLIENTS, 60.0),
-    }
-    return Candidates(**plain | changes)
-
-
-def outcome(client: int, loss: float | None, *, round_index: int = 0, samples: int = 10) -> Outcome:
-    return Outcome(client=client, round_index=round_index, squared_loss_mean=loss, num_samples=samples, duration_s=1.0)
 
 
 def scores_of(policy: FedHybridSelection, outcomes: list[Outcome], round_index: int, **changes: Any) -> list[float]:
     found = candidates(**changes)
     arms = lookup_arms(found.client, policy.observe(outcomes, policy.init()))
     return policy.scores(found, arms, np.arange(CLIENTS), round_index).tolist()
-
-
-def all_tried(losses: list[float | None]) -> list[Outcome]:
-    return [outcome(client, loss) for client, loss in enumerate(losses)]
 
 
 def test_utility_is_stat_times_memory_times_speed() -> None:
@@ -102,10 +78,7 @@ def test_exploration_decays_to_its_floor(round_index: int, share: float) -> None
 
 
 def test_a_tenth_of_ten_is_one() -> None:
-    many = candidates(
-        **{name: np.resize(value, 40) for name, value in vars(candidates()).items() if isinstance(value, np.ndarray)}
-        | {"client": np.arange(40)}
-    )
+    many = candidates(40)
     policy = FedHybridSelection(exploration_ratio=0.9)
     state = policy.observe([outcome(client, 1.0) for client in range(20)], policy.init())
     cohort, _ = policy.select(many, 10, state, round_index=0, seed=0)
@@ -146,6 +119,24 @@ def test_equal_scores_are_drawn_at_random() -> None:
     state = policy.observe(all_tried([2.0] * CLIENTS), policy.init())
     seen = {policy.select(candidates(), 1, state, round_index=9, seed=seed)[0].item() for seed in range(100)}
     assert seen == set(range(CLIENTS))
+
+
+def test_choices_stay_what_they_were() -> None:
+    policy, state, cohorts = FedHybridSelection(exploration_ratio=0.5), FedHybridSelection().init(), []
+    found = candidates(20, kernel_s=np.linspace(0.1, 0.5, 20))
+    for round_index in range(6):
+        cohort, state = policy.select(found, 4, state, round_index=round_index, seed=7)
+        outcomes = [outcome(c, None if c % 5 == 4 else c % 7 + 0.5, round_index=round_index) for c in cohort.tolist()]
+        state = policy.observe(outcomes, state)
+        cohorts.append(cohort.tolist())
+    assert cohorts == [
+        [4, 5, 6, 8],
+        [5, 6, 7, 14],
+        [5, 6, 17, 19],
+        [1, 5, 6, 16],
+        [3, 5, 6, 12],
+        [5, 6, 13, 15],
+    ]
 
 
 def test_all_wrong_options_at_once() -> None:

@@ -4,24 +4,27 @@ Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 
 version is six files of records of 3,073 bytes: the label, then 1,024 bytes each of red, green and blue.
 
 The JPEG copy (`train.npz`, `test.npz` with `jpeg`, `offsets`, `y`) is lossy, so the data set it gives is called
-"cifar10-from-jpeg" and results on it are not results on CIFAR-10. The version in Python pickles is not read: loading a
+"cifar10-from-jpeg" and results on it are not results on CIFAR-10. Its images are decoded once, kept as
+`data.cache` says, and mapped from there afterwards. The version in Python pickles is not read: loading a
 pickle runs whatever code it holds.
 """
 
 from __future__ import annotations
 
 import io
-import zipfile
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from fedhybrid.data.files import find_folder, require_root
-from fedhybrid.data.split import Dataset, make_split, pixel_statistics
+from fedhybrid.data.cache import mapped
+from fedhybrid.data.files import find_folder, read_npz, require_root
+from fedhybrid.data.split import Dataset
+from fedhybrid.data.statistics import image_halves
 from fedhybrid.errors import ConfigError
 
 __all__ = ["load_cifar10"]
@@ -34,6 +37,7 @@ _BINARY_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 _BINARY_TEST = ("test_batch.bin",)
 _JPEG_FOLDERS = ("cifar10-from-jpeg", ".")
 _JPEG_FILES = ("train.npz", "test.npz")
+_JPEG_ARRAYS = ("jpeg", "offsets", "y")
 
 _Half = tuple[Tensor, Tensor]
 
@@ -62,10 +66,8 @@ def load_cifar10(root: Path | None = None) -> Dataset:
 
 
 def _dataset(name: str, train: _Half, test: _Half) -> Dataset:
-    statistics = pixel_statistics(train[0])
-    return Dataset(
-        name=name, train=make_split(*train, statistics), test=make_split(*test, statistics), classes=_CLASSES
-    )
+    first, second = image_halves(train, test)
+    return Dataset(name=name, train=first, test=second, classes=_CLASSES)
 
 
 def _read_binary(paths: list[Path]) -> _Half:
@@ -92,11 +94,21 @@ def _read_binary(paths: list[Path]) -> _Half:
 
 def _read_jpeg(path: Path) -> _Half:
     """Images and labels of one `.npz`: JPEG bytes one after the other, n + 1 offsets, n labels."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            data, offsets, labels = stored["jpeg"], stored["offsets"].astype(np.int64), stored["y"].astype(np.int64)
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path}: not a file with the arrays jpeg, offsets and y: {error}") from error
+    labels = read_npz(path, _JPEG_ARRAYS, only="y")["y"].astype(np.int64)
+    images = mapped(
+        f"{_JPEG_FOLDERS[0]}-{path.stem}",
+        path,
+        (len(labels), *_SHAPE),
+        lambda: _decode_all(path),  # which checks the labels, too: a file that is decoded already was sound
+        maker=f"pillow {PIL.__version__}",
+    )
+    return torch.from_numpy(images), torch.from_numpy(labels)
+
+
+def _decode_all(path: Path) -> NDArray[np.uint8]:
+    """The images of a file that is found to be sound."""
+    stored = read_npz(path, _JPEG_ARRAYS)
+    data, offsets, labels = stored["jpeg"], stored["offsets"].astype(np.int64), stored["y"].astype(np.int64)
     count = len(labels)
     problems = []
     if len(offsets) != count + 1:
@@ -110,7 +122,7 @@ def _read_jpeg(path: Path) -> _Half:
     images = np.empty((count, *_SHAPE), dtype=np.uint8)
     for i in range(count):
         images[i] = _decode(data[offsets[i] : offsets[i + 1]].tobytes(), f"{path}: image {i}")
-    return torch.from_numpy(images), torch.from_numpy(labels)
+    return images
 
 
 def _decode(jpeg: bytes, where: str) -> NDArray[np.uint8]:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812 - the name that torch's own documentation uses
 
-from fedhybrid.data.split import Dataset, make_split, pixel_statistics
+from fedhybrid.data.split import Dataset
+from fedhybrid.data.statistics import image_halves
 
 __all__ = ["load_digits"]
 
@@ -44,10 +45,5 @@ def load_digits(root: Path | None = None) -> Dataset:
     train_rows, test_rows = (torch.from_numpy(np.sort(np.concatenate(rows))) for rows in (train, test))
 
     targets = torch.from_numpy(labels)
-    statistics = pixel_statistics(images[train_rows])
-    return Dataset(
-        name="digits",
-        train=make_split(images[train_rows], targets[train_rows], statistics),
-        test=make_split(images[test_rows], targets[test_rows], statistics),
-        classes=10,
-    )
+    first, second = image_halves((images[train_rows], targets[train_rows]), (images[test_rows], targets[test_rows]))
+    return Dataset(name="digits", train=first, test=second, classes=10)

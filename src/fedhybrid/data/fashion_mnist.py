@@ -3,6 +3,8 @@
 Source: H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
 Algorithms", 2017, https://arxiv.org/abs/1708.07747. The idx format is described with MNIST (LeCun, Cortes, Burges):
 two zero bytes, a type code, the number of dimensions, each dimension as a big-endian int32, then the elements.
+
+The images stay in their files, which are mapped: processes that read the same files share their pages.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedhybrid.data.files import find_folder, require_root
-from fedhybrid.data.split import Dataset, make_split, pixel_statistics
+from fedhybrid.data.split import Dataset
+from fedhybrid.data.statistics import image_halves
 from fedhybrid.errors import ConfigError
 
 __all__ = ["load_fashion_mnist", "read_idx"]
@@ -48,14 +51,8 @@ def load_fashion_mnist(root: Path | None = None) -> Dataset:
     halves = [_read_half(folder / _FILES[i], folder / _FILES[i + 1], problems) for i in (0, 2)]
     if problems:
         raise ConfigError(problems)
-    (train_images, train_labels), (test_images, test_labels) = halves
-    statistics = pixel_statistics(train_images)
-    return Dataset(
-        name="fashion-mnist",
-        train=make_split(train_images, train_labels, statistics),
-        test=make_split(test_images, test_labels, statistics),
-        classes=_CLASSES,
-    )
+    train, test = image_halves(halves[0], halves[1])
+    return Dataset(name="fashion-mnist", train=train, test=test, classes=_CLASSES)
 
 
 def _read_half(images_path: Path, labels_path: Path, problems: list[str]) -> tuple[Tensor, Tensor]:
@@ -73,12 +70,13 @@ def _read_half(images_path: Path, labels_path: Path, problems: list[str]) -> tup
 
 
 def read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
-    """An idx file of unsigned bytes with that many dimensions.
+    """An idx file of unsigned bytes with that many dimensions, mapped; writing to it does not change the file.
 
     Raises:
         ConfigError: Wrong magic number or length.
     """
-    raw = np.fromfile(path, dtype=np.uint8)
+    empty = path.stat().st_size == 0  # which cannot be mapped
+    raw = np.empty(0, dtype=np.uint8) if empty else np.memmap(path, dtype=np.uint8, mode="c")
     header_bytes = 4 + 4 * dimensions
     magic = bytes((0, 0, _UNSIGNED_BYTE, dimensions))
     if len(raw) < header_bytes or raw[:4].tobytes() != magic:

@@ -1,13 +1,19 @@
-"""Finding data files below a folder, with an error that says what was looked for and what to do."""
+"""Finding and opening data files below a folder, with an error that says what was looked for and what to do."""
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fedhybrid.errors import ConfigError
 
-__all__ = ["find_folder", "require_root"]
+__all__ = ["find_folder", "read_npz", "require_root"]
 
 
 def require_root(dataset: str, root: Path | None, looked_for: str) -> Path:
@@ -42,3 +48,18 @@ def find_folder(root: Path, subfolders: Sequence[str], files: Sequence[str]) -> 
         places = ", ".join(str(root / name) for name in subfolders)
         return None, f"none of {', '.join(files)} in any of {places}"
     return None, f"{folder} lacks {', '.join(missing)}"
+
+
+def read_npz(path: Path, names: Sequence[str], *, only: str | None = None) -> dict[str, NDArray[Any]]:
+    """The arrays of those names, or `only` one of them, of a file that has them all.
+
+    Raises:
+        ConfigError: The file is none, lacks one of them, or holds Python objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if missing := [name for name in names if name not in stored]:
+                raise KeyError(f"{', '.join(missing)} missing, found {', '.join(stored)}")
+            return {name: stored[name] for name in ([only] if only else names)}
+    except (KeyError, ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ConfigError(f"{path}: not a file with the arrays {', '.join(names)}: {error}") from error

@@ -1,6 +1,8 @@
-"""Images and labels as the rest of the package sees them: bytes at rest, normalised floats one batch at a time."""
+"""Samples and labels as the rest of the package sees them: small at rest, a model's input one batch at a time."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -8,17 +10,41 @@ from torch import Tensor
 
 from fedhybrid.records import IntArray
 
-__all__ = ["Dataset", "Split", "make_split", "pixel_statistics"]
+__all__ = ["Dataset", "ImageSplit", "SignalSplit", "Split", "TextSplit"]
 
-_CHUNK_IMAGES = 1024  # bounds the float64 scratch memory of the statistics to tens of MiB
+Indices = Int64[Tensor, " b"] | slice
 
 
+@runtime_checkable
+class Split(Protocol):
+    """Training or test half of a data set, whatever its samples are."""
+
+    @property
+    def labels(self) -> Int64[Tensor, " n"]:
+        """Class of each sample."""
+        ...
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample as a model gets it, without the batch."""
+        ...
+
+    def batch(self, indices: Indices) -> tuple[Tensor, Int64[Tensor, " b"]]:
+        """The chosen samples, contiguous, and their labels; neither shares memory with the data."""
+        ...
+
+    def __len__(self) -> int:
+        """How many samples."""
+        ...
+
+
+@final
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Split:
-    """Training or test half of a data set.
+class ImageSplit:
+    """Images of one byte a pixel: 50,000 of CIFAR take 147 MiB and not 586, and can stay in their file.
 
     Attributes:
-        images: Pixels 0 to 255; one byte each, so that 50,000 CIFAR images take 147 MiB and not 586.
+        images: Pixels 0 to 255; may be mapped from a file.
         labels: Class of each image.
         mean: Mean of each channel of the *training* half, on the scale 0 to 1.
         std: Standard deviation of each channel of the training half, on the same scale.
@@ -29,22 +55,113 @@ class Split:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def batch(self, indices: Int64[Tensor, " b"] | slice) -> tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]:
-        """The chosen samples: contiguous float32 images of mean 0 and deviation 1 per channel, and their labels."""
-        x = self.images[indices].to(torch.float32)
-        scale = torch.tensor([1 / (255 * std) for std in self.std]).view(1, -1, 1, 1)
-        shift = torch.tensor([mean / std for mean, std in zip(self.mean, self.std, strict=True)]).view(1, -1, 1, 1)
-        return x.mul_(scale).sub_(shift).contiguous(), self.labels[indices].clone()
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Channels, height, width."""
+        return tuple(self.images.shape[1:])
+
+    @cached_property
+    def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        return _scale_and_shift(self.mean, self.std, largest=255, dimensions=self.images.dim())
+
+    def batch(self, indices: Indices) -> tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]:
+        """The chosen images as float32 of mean 0 and deviation 1 per channel, and their labels."""
+        scale, shift = self._scale_and_shift
+        x = _rows(self.images, indices).to(torch.float32).mul_(scale).sub_(shift)
+        return x, _copied_rows(self.labels, indices)
 
     def __len__(self) -> int:
         return self.labels.shape[0]
 
 
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SignalSplit:
+    """Measured values: signals of several channels over time, or plain tables (every column is then a channel).
+
+    Attributes:
+        signals: Finite values, in any unit.
+        labels: Class of each sample.
+        mean: Mean of each channel of the *training* half.
+        std: Standard deviation of each channel of the training half.
+    """
+
+    signals: Float[Tensor, "n c *time"]
+    labels: Int64[Tensor, " n"]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Channels, then moments where there are any."""
+        return tuple(self.signals.shape[1:])
+
+    @cached_property
+    def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        return _scale_and_shift(self.mean, self.std, largest=1, dimensions=self.signals.dim())
+
+    def batch(self, indices: Indices) -> tuple[Float[Tensor, "b c *time"], Int64[Tensor, " b"]]:
+        """The chosen signals as float32 of mean 0 and deviation 1 per channel, and their labels."""
+        scale, shift = self._scale_and_shift
+        return torch.mul(_rows(self.signals, indices), scale).sub_(shift), _copied_rows(self.labels, indices)
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TextSplit:
+    """Windows of a text, each with the character that follows it as its label.
+
+    Windows overlap, so only the text is stored and a batch cuts its windows out of it: half a million windows of 80
+    characters take 8 MiB and not 305.
+
+    Attributes:
+        text: Number of each character in the alphabet; both halves share it.
+        starts: Where each window begins; it must end, with its label, inside the text.
+        window: Characters that a model sees at once.
+    """
+
+    text: Tensor
+    starts: Int64[Tensor, " n"]
+    window: int
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The window's length."""
+        return (self.window,)
+
+    @cached_property
+    def labels(self) -> Int64[Tensor, " n"]:
+        """The character after each window."""
+        return self.text[self.starts + self.window].to(torch.int64)
+
+    @cached_property
+    def _windows(self) -> Tensor:
+        """Every window of the text, as a view of it."""
+        return self.text.unfold(0, self.window, 1)
+
+    def batch(self, indices: Indices) -> tuple[Int64[Tensor, "b window"], Int64[Tensor, " b"]]:
+        """The chosen windows and the characters that follow them."""
+        return self._windows[_rows(self.starts, indices)].to(torch.int64), _copied_rows(self.labels, indices)
+
+    def __len__(self) -> int:
+        return self.starts.shape[0]
+
+
+@final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """A data set ready to train on. `natural_ids` says whose sample each training sample is (None: nobody's).
+    """A data set ready to train on.
 
-    `name` is what a report must call the data; it differs from the table's name where a copy is not the original.
+    Attributes:
+        name: What a report must call the data; it differs from the table's name where a copy is not the original.
+        train: What the clients hold.
+        test: What models are judged by.
+        classes: How many there are.
+        natural_ids: Whose sample each training sample is; None where the data do not say.
+        test_ids: Whose sample each test sample is, in the same numbers; None where the data do not say.
     """
 
     name: str
@@ -52,37 +169,28 @@ class Dataset:
     test: Split
     classes: int
     natural_ids: IntArray | None = None
+    test_ids: IntArray | None = None
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height, width."""
-        _, channels, height, width = self.train.images.shape
-        return channels, height, width
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample: (channels, height, width), (channels, moments), (columns,) or (characters,)."""
+        return self.train.input_shape
 
 
-def pixel_statistics(images: UInt8[Tensor, "n c h w"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel on the scale 0 to 1.
-
-    Sums of integers in float64 are exact here, so the result depends on no order and no thread count. A channel
-    without any spread gets deviation 1, so that dividing by it is harmless.
-    """
-    channels = images.shape[1]
-    total, squares = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
-    for start in range(0, len(images), _CHUNK_IMAGES):
-        x = images[start : start + _CHUNK_IMAGES].to(torch.float64)
-        total += x.sum(dim=(0, 2, 3))
-        squares += x.square().sum(dim=(0, 2, 3))
-    count = images.numel() / channels
-    mean = total / count
-    std = (squares / count - mean.square()).clamp_min(0).sqrt()
-    return tuple((mean / 255).tolist()), tuple(s / 255 if s > 0 else 1.0 for s in std.tolist())
+def _rows(data: Tensor, indices: Indices) -> Tensor:
+    # index_select costs a third of the general indexing of `[]` for the few rows of a batch.
+    return data[indices] if isinstance(indices, slice) else data.index_select(0, indices)
 
 
-def make_split(
-    images: UInt8[Tensor, "n c h w"],
-    labels: Int64[Tensor, " n"],
-    statistics: tuple[tuple[float, ...], tuple[float, ...]],
-) -> Split:
-    """A split with the training half's `pixel_statistics`."""
-    mean, std = statistics
-    return Split(images=images, labels=labels, mean=mean, std=std)
+def _copied_rows(data: Tensor, indices: Indices) -> Tensor:
+    return data[indices].clone() if isinstance(indices, slice) else data.index_select(0, indices)
+
+
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], *, largest: int, dimensions: int
+) -> tuple[Tensor, Tensor]:
+    """What a sample of values up to `largest` is multiplied with, and what is then taken off it."""
+    shape = (1, -1) + (1,) * (dimensions - 2)
+    scale = torch.tensor([1 / (largest * s) for s in std]).view(shape)
+    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)]).view(shape)
+    return scale, shift

@@ -1,4 +1,4 @@
-"""A run's state between two rounds, as one file: tensors as safetensors, all else as JSON in that file's header.
+"""A run's state between two rounds, as one file.
 
 One file means one atomic replacement: there is no moment at which tensors and counters belong to different rounds.
 """
@@ -6,21 +6,23 @@ One file means one atomic replacement: there is no moment at which tensors and c
 from __future__ import annotations
 
 import dataclasses
-import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-
+from fedhybrid.engine.bundle import pack_bundle, read_bundle
+from fedhybrid.engine.driver import PendingTask
 from fedhybrid.engine.files import write_atomically
 from fedhybrid.errors import ConfigError
 from fedhybrid.protocols import PolicyState, ServerState
+from fedhybrid.records import ClientTask, LocalWork
+from fedhybrid.tree import Tensors
 
 __all__ = ["Checkpoint", "read_checkpoint", "write_checkpoint"]
 
-_HEADER_KEY = "fedhybrid"  # one key only: safetensors keeps several in no fixed order
-_WEIGHTS, _EXTRA = "weights/", "extra/"
+_WEIGHTS, _EXTRA, _MODEL = "weights", "extra", "model"
+_APART = ("server", "pending")  # what is not stored as it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,10 @@ class Checkpoint:
         clients_length_bytes: The same for `clients.jsonl`.
         policy: The policy's state.
         server: The server's tensors.
+        selections: How many times a policy has chosen, which is what its rounds are counted by.
+        next_ticket: Number of the next task.
+        pending: Tasks under way, in asynchronous runs.
+        client_states: For each client that has kept something, the number of its file.
     """
 
     next_round: int
@@ -44,15 +50,26 @@ class Checkpoint:
     clients_length_bytes: int
     policy: PolicyState
     server: ServerState
+    selections: int = 0
+    next_ticket: int = 0
+    pending: tuple[PendingTask, ...] = ()
+    client_states: Mapping[str, int] = field(default_factory=dict)
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Replaces the checkpoint at `path`; it is on disk when this returns."""
-    tensors = {f"{_WEIGHTS}{name}": tensor for name, tensor in checkpoint.server.weights.items()}
-    tensors |= {f"{_EXTRA}{name}": tensor for name, tensor in checkpoint.server.extra.items()}
-    numbers = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint) if f.name != "server"}
-    header = {_HEADER_KEY: json.dumps(numbers, allow_nan=False)}
-    write_atomically(path, save({name: t.contiguous() for name, t in tensors.items()}, metadata=header))
+    groups: dict[str, Tensors] = {_WEIGHTS: checkpoint.server.weights, _EXTRA: checkpoint.server.extra}
+    models: dict[int, str] = {}
+    pending = []
+    for each in checkpoint.pending:
+        model = models.setdefault(id(each.task.weights), f"{_MODEL}{len(models)}")
+        groups[model] = each.task.weights
+        task = {f.name: getattr(each.task, f.name) for f in dataclasses.fields(each.task) if f.name != "weights"}
+        task["work"] = dataclasses.asdict(each.task.work)
+        pending.append({"ticket": each.ticket, "start_s": each.start_s, "model": model, "task": task})
+    header = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint) if f.name not in _APART}
+    header |= {"pending": pending, "version": checkpoint.server.version}
+    write_atomically(path, pack_bundle(header, groups))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -61,16 +78,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         ConfigError: The file is no checkpoint of a run.
     """
+    header, groups = read_bundle(path)
     try:
-        with safe_open(path, framework="pt") as stored:
-            numbers = json.loads((stored.metadata() or {})[_HEADER_KEY])
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+        version, pending = header.pop("version"), header.pop("pending")
         return Checkpoint(
-            **numbers,
-            server=ServerState(
-                weights={n.removeprefix(_WEIGHTS): t for n, t in tensors.items() if n.startswith(_WEIGHTS)},
-                extra={n.removeprefix(_EXTRA): t for n, t in tensors.items() if n.startswith(_EXTRA)},
-            ),
+            **header,
+            server=ServerState(weights=groups[_WEIGHTS], extra=groups[_EXTRA], version=version),
+            pending=tuple(_pending(each, groups) for each in pending),
         )
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError) as error:
         raise ConfigError(f"{path} is no checkpoint of a run ({error}); start again with another --out") from error
+
+
+def _pending(stored: Mapping[str, Any], groups: Mapping[str, Tensors]) -> PendingTask:
+    raw = stored["task"]
+    work, weights = LocalWork(**raw["work"]), groups[stored["model"]]
+    task = ClientTask(**{**raw, "work": work, "weights": weights})
+    return PendingTask(ticket=stored["ticket"], start_s=stored["start_s"], task=task)

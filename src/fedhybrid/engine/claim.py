@@ -22,6 +22,7 @@ __all__ = ["Claim", "claim_folders"]
 
 _CONFIG, _DEVICES = "config.toml", "devices.json"
 _MAY_GROW = ("rounds",)
+_MAY_CHANGE = ("workers", "checkpoint_every")  # no result depends on them
 _WORDS = ("title", "sources")  # of a device profile; nothing is computed from them
 
 
@@ -142,6 +143,8 @@ def _differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "
         before, after = was.get(key), now.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             yield from _differences(before, after, f"{prefix}{key}.")
+        elif f"{prefix}{key}" in _MAY_CHANGE:
+            continue
         elif before != after and not (f"{prefix}{key}" in _MAY_GROW and _grows(before, after)):
             yield f"{prefix}{key}", before, after
 

@@ -4,117 +4,270 @@ from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import numpy as np
 
+from fedhybrid.data import Shards
+from fedhybrid.engine.faults import damaged
+from fedhybrid.engine.journey import Journey, JourneyPlanner, failure_of
+from fedhybrid.engine.labour import Job, Labour
 from fedhybrid.engine.plans import PlanBook
-from fedhybrid.engine.runtime import Workbench, steps_of
+from fedhybrid.engine.states import ClientStates
+from fedhybrid.engine.traffic import Delivery, Traffic
+from fedhybrid.errors import ConfigError
 from fedhybrid.fleet import Fleet, VirtualClock
-from fedhybrid.protocols import Method
-from fedhybrid.records import ClientTask, Failure, IntArray, TaskEvent, Update
-from fedhybrid.tree import total_bytes
+from fedhybrid.records import ClientTask, Failure, IntArray, TaskCost, TaskEvent, Update
+from fedhybrid.updates import check_update, not_finite
 
-__all__ = ["InProcessDriver"]
+__all__ = ["InProcessDriver", "PendingTask"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingTask:
+    """A task that has not ended: all that is needed to go on with it after a stop."""
+
+    ticket: int
+    start_s: float
+    task: ClientTask
 
 
 @dataclass(frozen=True, order=True)
-class _Pending:
-    """A submitted task; they end in the order of time, then of ticket."""
+class _Stage:
+    """The next thing to happen to a task, in the order of time, then of ticket."""
 
     at_s: float
     ticket: int
-    duration_s: float = field(compare=False)
-    task: ClientTask = field(compare=False)
-    refusal: Failure | None = field(compare=False)
+    journey: Journey = field(compare=False)
+    failure: Failure | None = field(default=None, compare=False)
+    update: Update | None = field(default=None, compare=False)
+    bytes_up: int = field(default=0, compare=False)
+
+    @property
+    def ends(self) -> bool:
+        """Whether the task ends here; else its computing does, and the upload follows."""
+        return self.failure is not None or self.update is not None
 
 
 @final
 class InProcessDriver:
     """Implements `protocols.Driver` without any process or network.
 
-    When a task ends is known when it is submitted: bytes down over the downlink, steps x seconds of the client's
-    program on its device, bytes up over the uplink. The training itself is done when its event is taken; since a task's
-    result depends on nothing but the task, that order changes nothing. A task that cannot run ends as a `Failure`
-    after its download: "out_of_memory" where the device cannot hold its step, "no_data" where the client has too little
-    for one step. A result with a number that is not finite is the failure "non_finite": it ran and was sent, and is not
-    used.
+    What a task goes through is known when it is submitted, up to its upload: bytes down over the downlink, steps along
+    the memory that its device has left, what fails on the way. The training itself is done when its computing ends on
+    the virtual clock; the exact bytes of its upload follow from it, and they say when it arrives. Since a task's result
+    depends on nothing but the task and its client, that order changes nothing.
     """
 
     def __init__(
         self,
         *,
         fleet: Fleet,
-        budgets_bytes: IntArray,
-        shards: tuple[IntArray, ...],
-        method: Method,
+        planner: JourneyPlanner,
+        shards: Shards,
         book: PlanBook,
-        bench: Workbench,
+        labour: Labour,
         clock: VirtualClock,
+        states: ClientStates,
+        traffic: Traffic,
     ) -> None:
-        self._fleet, self._budgets_bytes, self._shards = fleet, budgets_bytes, shards
-        self._method, self._book, self._bench, self._clock = method, book, bench, clock
-        self._pending: list[_Pending] = []
+        self._fleet, self._planner, self._shards, self._book = fleet, planner, shards, book
+        self._labour, self._clock, self._states, self._traffic = labour, clock, states, traffic
+        self._stages: list[_Stage] = []
+        self._under_way: dict[int, _Stage] = {}
+        self._busy: dict[int, int] = {}
         self._next_ticket = 0
 
     def clients(self) -> IntArray:
-        """Every client: the simulated fleet is always reachable."""
-        return np.arange(len(self._shards), dtype=np.int64)
+        """Every client that is online and has no task."""
+        every = np.arange(len(self._fleet), dtype=np.int64)
+        every = every[self._fleet.available(every, self._clock.now_s)]
+        return every[~np.isin(every, np.array(list(self._busy), dtype=np.int64))] if self._busy else every
+
+    @property
+    def busy(self) -> frozenset[int]:
+        """Clients that have a task."""
+        return frozenset(self._busy)
+
+    @property
+    def next_ticket(self) -> int:
+        """The number of the next submission."""
+        return self._next_ticket
+
+    def pending(self) -> list[PendingTask]:
+        """All tasks that have not ended, in order of submission."""
+        return [
+            PendingTask(ticket=ticket, start_s=stage.journey.start_s, task=stage.journey.given)
+            for ticket, stage in sorted(self._under_way.items())
+        ]
+
+    def restore(self, pending: Iterable[PendingTask], next_ticket: int) -> None:
+        """Puts tasks back under way as they were; they end when and as they would have ended."""
+        for each in pending:
+            self._enter(each.ticket, each.task, each.start_s)
+        self._next_ticket = next_ticket
 
     def submit(self, client: int, task: ClientTask) -> int:
         """Sends a task now; returns its ticket."""
         assert task.client == client, (client, task.client)
-        device = self._fleet.tiers[self._fleet.tier[client]].device
-        duration_s = total_bytes(task.weights) / device.downlink_bytes_per_s
-        refusal = self._refusal(task)
-        if refusal is None:
-            steps = steps_of(task.work, len(self._shards[client]))
-            duration_s += steps * self._book.program(device.name, task.plan).step_time_s
-            duration_s += total_bytes(task.weights) / device.uplink_bytes_per_s
         ticket = self._next_ticket
         self._next_ticket += 1
-        heapq.heappush(self._pending, _Pending(self._clock.now_s + duration_s, ticket, duration_s, task, refusal))
+        self._enter(ticket, task, self._clock.now_s)
         return ticket
+
+    def cancel(self, ticket: int) -> TaskEvent:
+        """Gives up a task that has not ended."""
+        stage, now_s = self._under_way[ticket], self._clock.now_s
+        self._labour.drop(ticket)
+        computed_s = stage.journey.computed_s
+        sent_ratio = (
+            (now_s - computed_s) / (stage.at_s - computed_s) if stage.bytes_up and stage.at_s > computed_s else 0.0
+        )
+        failure = failure_of(stage.journey.task, "late", f"not back after {now_s - stage.journey.start_s:.1f} s")
+        return self._ended(
+            replace(stage, at_s=now_s, failure=failure, update=None, bytes_up=int(sent_ratio * stage.bytes_up))
+        )
 
     def next_event(self, timeout_s: float | None = None) -> TaskEvent | None:
         """The next task to end; the clock moves there, or by `timeout_s` where none ends that soon."""
         until_s = math.inf if timeout_s is None else self._clock.now_s + timeout_s
-        if not self._pending or self._pending[0].at_s > until_s:
-            if timeout_s is not None:
-                self._clock.advance_to(until_s)
-            return None
-        ended = heapq.heappop(self._pending)
-        self._clock.advance_to(ended.at_s)
-        result = ended.refusal or self._trained(ended.task)
-        return TaskEvent(ticket=ended.ticket, at_s=ended.at_s, duration_s=ended.duration_s, result=result)
+        while self._stages and self._stages[0].at_s <= until_s:
+            stage = heapq.heappop(self._stages)
+            if self._under_way.get(stage.ticket) is not stage:
+                continue  # cancelled
+            if stage.ends:
+                self._clock.advance_to(stage.at_s)
+                return self._ended(stage)
+            self._push(self._uploading(stage))
+        if timeout_s is not None:
+            self._clock.advance_to(until_s)
+        return None
 
     def now(self) -> float:
         """Virtual seconds since the run began."""
         return self._clock.now_s
 
-    def _refusal(self, task: ClientTask) -> Failure | None:
-        budget_bytes, needed_bytes = int(self._budgets_bytes[task.client]), self._book.needed_bytes(task.plan)
-        if needed_bytes > budget_bytes:
-            what = "the unplanned step" if task.plan is None else f"plan {task.plan}"
-            detail = f"{what} needs {needed_bytes:,} bytes, the budget is {budget_bytes:,}"
-            return _failure(task, "out_of_memory", detail)
-        num_samples = len(self._shards[task.client])
-        if steps_of(task.work, num_samples) == 0:
-            detail = f"{num_samples} samples make no batch of {task.work.batch_size}"
-            return _failure(task, "no_data", detail)
-        return None
+    def advance_to(self, at_s: float) -> None:
+        """Lets time pass while no task is under way."""
+        assert not self._under_way
+        self._clock.advance_to(at_s)
 
-    def _trained(self, task: ClientTask) -> Update | Failure:
-        device = self._fleet.tiers[self._fleet.tier[task.client]].device
-        program = self._book.program(device.name, task.plan)
-        update = self._bench.run(self._method, task, self._shards[task.client], program)
-        bad = [name for name, tensor in update.weights.items() if not bool(tensor.isfinite().all())]
-        if bad or not math.isfinite(update.loss_mean + update.squared_loss_sum):
-            where = f"{bad[0]} and {len(bad) - 1} more tensors" if len(bad) > 1 else bad[0] if bad else "the loss"
-            return _failure(task, "non_finite", f"{where} became infinite or NaN; a lower train.lr may help", update)
+    def close(self) -> None:
+        """The end of the run."""
+        self._labour.close()
+
+    def _enter(self, ticket: int, given: ClientTask, start_s: float) -> None:
+        client = given.client
+        assert client not in self._busy, f"client {client} has a task already"
+        journey, at_s, failure = self._planner.begin(given, start_s)
+        if failure is None and given.kind != "query":
+            self._labour.begin(ticket, self._job(journey, at_s))
+        self._busy[client] = ticket
+        self._push(_Stage(at_s, ticket, journey, failure))
+
+    def _push(self, stage: _Stage) -> None:
+        self._under_way[stage.ticket] = stage
+        heapq.heappush(self._stages, stage)
+
+    def _job(self, journey: Journey, at_s: float) -> Job:
+        client = journey.task.client
+        return Job(
+            task=journey.task,
+            device=self._planner.device(client).name,
+            legs=journey.walk.legs,
+            shard=self._shards[client],
+            state=self._states[client],
+            at_s=at_s,
+            evaluation_batch=journey.evaluation_batch,
+        )
+
+    def _answer(self, journey: Journey) -> Delivery:
+        """What the client is and has."""
+        task = journey.task
+        metrics = {
+            "budget_bytes": float(journey.promised_bytes),
+            "kernel_s": self._book.kernel_s(self._planner.device(task.client).name),
+        }
+        update = Update(
+            client=task.client,
+            round_index=task.round_index,
+            weights={},
+            num_samples=len(self._shards[task.client]),
+            samples_seen=0,
+            steps=0,
+            loss_mean=0.0,
+            squared_loss_sum=0.0,
+            measured_peak_bytes=0,
+            kind=task.kind,
+            metrics=metrics,
+        )
+        return Delivery(update=update)
+
+    def _uploading(self, stage: _Stage) -> _Stage:
+        """The task's end: its update has been computed and packed, and goes up the link."""
+        journey = stage.journey
+        delivery = self._labour.finish(stage.ticket) if journey.task.kind != "query" else self._answer(journey)
+        bytes_up = self._traffic.bytes_up(delivery)
+        arrives_s = stage.at_s + bytes_up / self._planner.device(journey.task.client).uplink_bytes_per_s
+        if cut_off := self._planner.cut_off(journey, arrives_s):
+            at_s, kind, detail = min(cut_off)
+            sent_ratio = (at_s - stage.at_s) / (arrives_s - stage.at_s)
+            failure = failure_of(journey.task, kind, detail)
+            return replace(stage, at_s=at_s, failure=failure, bytes_up=int(sent_ratio * bytes_up))
+        received = self._received(journey, delivery)
+        if isinstance(received, Failure):
+            return replace(stage, at_s=arrives_s, failure=received, bytes_up=bytes_up)
+        return replace(stage, at_s=arrives_s, update=received, bytes_up=bytes_up)
+
+    def _received(self, journey: Journey, delivery: Delivery) -> Update | Failure:
+        """What the server makes of a delivery: nothing that comes from outside is trusted."""
+        task, sent = journey.task, delivery.update
+        try:
+            update = self._traffic.unpacked(delivery, task.weights)
+        except ConfigError as error:
+            return failure_of(task, "corrupt", str(error), sent)
+        if journey.fault is not None and update.weights:
+            update = damaged(update, journey.fault.kind, task.seed)
+        problem = check_update(update.weights, update.masks, task.weights) if update.weights else None
+        if not update.weights and task.kind == "train":
+            problem = "it holds no tensors"
+        if problem is not None:
+            return failure_of(task, "corrupt", problem, sent)
+        bad = not_finite(update.weights)
+        if bad is not None or not math.isfinite(update.loss_mean + update.squared_loss_sum):
+            where = "the loss" if bad is None else bad
+            return failure_of(task, "non_finite", f"{where} became infinite or NaN; a lower train.lr may help", sent)
         return update
 
-
-def _failure(task: ClientTask, kind: str, detail: str, ran: Update | None = None) -> Failure:
-    return Failure(client=task.client, round_index=task.round_index, kind=kind, detail=detail, ran=ran)
+    def _ended(self, stage: _Stage) -> TaskEvent:
+        journey = stage.journey
+        client, device = journey.task.client, self._planner.device(journey.task.client)
+        del self._under_way[stage.ticket], self._busy[client]
+        if stage.update is not None and stage.update.state is not None:
+            self._states[client] = stage.update.state
+        compute_s = max(0.0, min(stage.at_s, journey.computed_s) - journey.compute_from_s)
+        energy_j = None
+        if device.watts_compute is not None:
+            energy_j = device.energy_j(compute_s, stage.bytes_up, journey.bytes_down)
+        programs = [self._book.program(device.name, leg.plan) for leg in journey.walk.legs]
+        ran = stage.update is not None or (stage.failure is not None and stage.failure.ran is not None)
+        result = stage.failure or stage.update
+        assert result is not None
+        return TaskEvent(
+            ticket=stage.ticket,
+            at_s=stage.at_s,
+            duration_s=stage.at_s - journey.start_s,
+            result=result,
+            cost=TaskCost(
+                bytes_down=journey.bytes_down,
+                bytes_up=stage.bytes_up,
+                compute_s=compute_s,
+                energy_j=energy_j,
+                violations=journey.walk.violations,
+                switches=journey.walk.switches,
+            ),
+            budget_bytes=journey.promised_bytes,
+            planned_peak_bytes=max((program.peak_bytes for program in programs), default=None) if ran else None,
+        )

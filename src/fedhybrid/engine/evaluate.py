@@ -1,4 +1,4 @@
-"""The global model on the test set."""
+"""The model on data that it does not learn from: on the server's test set, and on a device, inside its budget."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import math
 from dataclasses import dataclass
 from typing import final
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that torch's own documentation uses
 
 from fedhybrid.data import Split
-from fedhybrid.tree import Tensors, load_into, tensors_of
+from fedhybrid.graph import allocator_events, peak_of
+from fedhybrid.tree import Tensors, load_into, tensors_of, total_bytes
 
-__all__ = ["Evaluator", "Score"]
+__all__ = ["EvaluationSizes", "Evaluator", "Score"]
 
 _BATCH = 256
+_LARGEST_POWER = 8  # of two: 256 samples at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,18 +34,62 @@ class Score:
 class Evaluator:
     """Scores weights in a copy of the model that is in evaluation mode for ever; the model itself is not touched."""
 
-    def __init__(self, model: nn.Module, test: Split) -> None:
-        self._model, self._test = copy.deepcopy(model).eval(), test
+    def __init__(self, model: nn.Module, split: Split) -> None:
+        self._model, self._split = copy.deepcopy(model).eval(), split
+        self._tensors = tensors_of(self._model)
+
+    def load(self, weights: Tensors) -> None:
+        """What the next answers come from."""
+        load_into(self._tensors, weights)
 
     def score(self, weights: Tensors) -> Score:
-        """Accuracy and loss of `weights` on the test set."""
-        load_into(tensors_of(self._model), weights)
-        correct, loss_sum = 0, 0.0
+        """Accuracy and loss of `weights` on the whole split."""
+        self.load(weights)
+        correct, losses = self.answers(torch.arange(len(self._split)), _BATCH)
+        loss = float(losses.sum()) / len(losses)
+        return Score(accuracy=int(correct.sum()) / len(correct), loss=loss if math.isfinite(loss) else None)
+
+    def answers(self, samples: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Whether each of these samples is answered correctly (bool), and its cross entropy (float64)."""
+        correct: list[Tensor] = []
+        losses: list[Tensor] = []
         with torch.inference_mode():
-            for start in range(0, len(self._test), _BATCH):
-                x, y = self._test.batch(slice(start, start + _BATCH))
+            for chosen in torch.split(samples, batch_size):
+                x, y = self._split.batch(chosen)
                 scores = self._model(x)
-                correct += int((scores.argmax(dim=1) == y).sum())
-                loss_sum += F.cross_entropy(scores, y, reduction="sum").item()
-        loss = loss_sum / len(self._test)
-        return Score(accuracy=correct / len(self._test), loss=loss if math.isfinite(loss) else None)
+                correct.append(scores.argmax(dim=1) == y)
+                losses.append(F.cross_entropy(scores, y, reduction="none").to(torch.float64))
+        return torch.cat(correct), torch.cat(losses)
+
+    def peak_bytes(self, batch_size: int) -> int:
+        """Peak of one forward pass by the allocator's events: the model, the batch and all that it makes."""
+        samples = torch.from_numpy(np.arange(batch_size, dtype=np.int64) % len(self._split))
+        with allocator_events() as events:
+            kept = self.answers(samples, batch_size)
+        del kept
+        return total_bytes(self._tensors) + peak_of(events)
+
+
+@final
+class EvaluationSizes:
+    """How many samples at once a device may evaluate: powers of two up to 256, measured when first asked for."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator = evaluator
+        self._peaks: dict[int, int] = {}
+
+    def peak_bytes(self, batch_size: int) -> int:
+        """What that batch needs."""
+        if batch_size not in self._peaks:
+            self._evaluator.peak_bytes(batch_size)  # a first pass may set something up that stays
+            self._peaks[batch_size] = self._evaluator.peak_bytes(batch_size)
+        return self._peaks[batch_size]
+
+    def largest(self, budget_bytes: int) -> int:
+        """The largest batch within the budget; 0 where not even one sample fits."""
+        best = 0
+        for power in range(_LARGEST_POWER + 1):
+            if self.peak_bytes(2**power) > budget_bytes:
+                break
+            best = 2**power
+        return best

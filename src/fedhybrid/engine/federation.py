@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numpy as np
 from torch import nn
 
-from fedhybrid.data import Dataset
+from fedhybrid.data import Dataset, Shards
+from fedhybrid.engine.faults import Faults
+from fedhybrid.engine.schedule import Evaluation, Schedule
 from fedhybrid.executor import PlanOptions
 from fedhybrid.fleet import Fleet
 from fedhybrid.protocols import Method, Optimizer, Policy
-from fedhybrid.records import IntArray, LocalWork
+from fedhybrid.records import LocalWork
+from fedhybrid.updates import Pipeline
 
 __all__ = ["Federation", "RunNames"]
 
@@ -46,11 +48,19 @@ class Federation:
         plans: Whether clients get plans for their budgets.
         codec: What packs every eligible tensor of every client's step instead, or None.
         planning: How plans are made.
+        schedule: When the server waits for whom.
+        faults: What goes wrong on purpose.
+        evaluation: How often the model is tested, and by whom.
+        down: What models go through on their way to clients.
+        up: What updates go through on their way to the server.
+        natural: Whether clients are people of the data set, with test samples of their own.
+        workers: Processes that train; the results do not depend on it.
+        checkpoint_every: Rounds from one checkpoint to the next; nor on this.
     """
 
     names: RunNames
     dataset: Dataset
-    shards: tuple[IntArray, ...]
+    shards: Shards
     fleet: Fleet
     model: nn.Module
     method: Method
@@ -63,8 +73,11 @@ class Federation:
     plans: bool
     codec: str | None
     planning: PlanOptions
-
-    @property
-    def num_samples(self) -> IntArray:
-        """Training samples of each client."""
-        return np.array([len(shard) for shard in self.shards], dtype=np.int64)
+    schedule: Schedule = field(default_factory=Schedule)
+    faults: Faults = field(default_factory=Faults)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    down: Pipeline = field(default_factory=lambda: Pipeline(parts=()))
+    up: Pipeline = field(default_factory=lambda: Pipeline(parts=()))
+    natural: bool = False
+    workers: int = 1
+    checkpoint_every: int = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["TEMPORARY_SUFFIX", "truncate_to", "write_atomically"]
+__all__ = ["TEMPORARY_SUFFIX", "flush_to_disk", "truncate_to", "write_atomically"]
 
 TEMPORARY_SUFFIX = ".tmp"  # files of this ending are left-overs of a killed process and mean nothing
 
@@ -31,3 +31,9 @@ def truncate_to(path: Path, length_bytes: int) -> bool:
     if found_bytes > length_bytes:
         os.truncate(path, length_bytes)
     return found_bytes >= length_bytes
+
+
+def flush_to_disk(path: Path) -> None:
+    """What has been written to the file so far is on disk when this returns."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -12,7 +12,7 @@ from typing import Any, final
 from safetensors.torch import save
 
 from fedhybrid.engine.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from fedhybrid.engine.files import truncate_to, write_atomically
+from fedhybrid.engine.files import flush_to_disk, truncate_to, write_atomically
 from fedhybrid.engine.planfiles import INFEASIBLE, read_infeasible, read_plan
 from fedhybrid.errors import ConfigError
 from fedhybrid.records import ClientRecord, RoundRecord, Summary, append_jsonl, as_json, read_jsonl, read_record
@@ -83,9 +83,11 @@ class RunFolder:
             truncate_to(path, length_bytes)
         return checkpoint
 
-    def reopen(self) -> None:
-        """Takes away the mark of a finished run, as more rounds are to come."""
+    def reopen(self, state: Checkpoint) -> None:
+        """Takes away the mark of a finished run, as more rounds are to come; `state` is where they go on from."""
         self._summary.unlink(missing_ok=True)
+        if not self._checkpoint.is_file():
+            self.store(state)
 
     def is_finished(self, rounds: int) -> bool:
         """Whether the run is complete, its model as the checkpoint has it.
@@ -107,8 +109,8 @@ class RunFolder:
         if self._summary.is_file():
             read_record(Summary, self._summary)
         if not self._checkpoint.is_file():
-            # The first checkpoint comes before the second round's record.
-            if self._summary.is_file() or len(read_jsonl(RoundRecord, self._rounds)) > 1:
+            # The first checkpoint comes before the first record.
+            if self._summary.is_file() or read_jsonl(RoundRecord, self._rounds):
                 raise ConfigError(
                     f"{self._checkpoint} is missing, so the run cannot go on; put it back, or start again with "
                     "another --out"
@@ -136,7 +138,10 @@ class RunFolder:
         return append_jsonl(self._rounds, [record]), clients_length_bytes
 
     def store(self, checkpoint: Checkpoint) -> None:
-        """Makes the state after a round the one to go on from."""
+        """Makes the state after a round the one to go on from; all that it counts on is on disk when this returns."""
+        for path in (self._rounds, self._clients):
+            if path.is_file():
+                flush_to_disk(path)
         write_checkpoint(self._checkpoint, checkpoint)
 
     def rounds(self) -> list[RoundRecord]:

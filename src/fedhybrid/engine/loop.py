@@ -6,15 +6,19 @@ candidates -> policy.select -> method.assign -> driver -> method.aggregate -> ev
 from __future__ import annotations
 
 import time
+from contextlib import closing
+from dataclasses import replace
 
 from fedhybrid.engine.checkpoint import Checkpoint
+from fedhybrid.engine.dispatch import Played
 from fedhybrid.engine.federation import Federation
 from fedhybrid.engine.folder import RunFolder
+from fedhybrid.engine.merges import play_merge
 from fedhybrid.engine.progress import Progress
 from fedhybrid.engine.rounds import play_round
 from fedhybrid.engine.runtime import one_thread
 from fedhybrid.engine.summary import summarise
-from fedhybrid.engine.world import assemble
+from fedhybrid.engine.world import World, assemble
 from fedhybrid.records import Summary
 from fedhybrid.tree import tensors_of
 
@@ -49,41 +53,55 @@ def run_federation(
 
         progress.on_start(label, first_round=state.next_round, rounds=job.rounds)
         progress.on_stage(label, "capturing the training step, planning for each device")
-        world = assemble(job, folder, now_s=state.now_s)
-        folder.reopen()  # only now, as nothing can be wrong any more with what is there
-        for round_index in range(state.next_round, job.rounds):
-            played = play_round(
-                job,
-                world,
-                state.server,
-                state.policy,
-                round_index=round_index,
-                wall_time_s=wall_time_s,
-                on_task=lambda record: progress.on_task(label, record),
-            )
-            rounds_length_bytes, clients_length_bytes = folder.append(played.record, played.clients)
-            state = Checkpoint(
-                next_round=round_index + 1,
-                now_s=world.driver.now(),
-                wall_time_s=played.record.wall_time_s,
-                rounds_length_bytes=rounds_length_bytes,
-                clients_length_bytes=clients_length_bytes,
-                policy=played.policy,
-                server=played.server,
-            )
-            folder.store(state)
-            progress.on_round(label, played.record)
+        world = assemble(job, folder, state)
+        folder.reopen(state)  # only now, as nothing can be wrong any more with what is there
+        world.states.clear_left_overs()
+        with closing(world.driver):
+            for round_index in range(state.next_round, job.rounds):
+                played = (play_merge if job.schedule.asynchronous else play_round)(
+                    job,
+                    world,
+                    state.server,
+                    state.policy,
+                    round_index=round_index,
+                    selections=state.selections,
+                    wall_time_s=wall_time_s,
+                    on_task=lambda record: progress.on_task(label, record),
+                )
+                state = _after(played, state, world, folder.append(played.record, played.clients))
+                if (round_index + 1) % job.checkpoint_every == 0 or round_index + 1 == job.rounds:
+                    state = replace(state, client_states=world.states.write())
+                    folder.store(state)
+                    world.states.tidy()
+                progress.on_round(label, played.record)
         summary = summarise(
             job,
+            world,
             folder.rounds(),
             folder.clients(),
-            resident_bytes=world.book.resident_bytes,
-            eager_peak_bytes=world.book.eager_peak_bytes,
+            weights=state.server.weights,
             runtime_bytes=runtime_bytes,
         )
         folder.finish(state.server.weights, summary)
     progress.on_end(label, summary)
     return summary
+
+
+def _after(played: Played, before: Checkpoint, world: World, lengths_bytes: tuple[int, int]) -> Checkpoint:
+    """The state after a round."""
+    return replace(
+        before,
+        next_round=played.record.round + 1,
+        now_s=world.driver.now(),
+        wall_time_s=played.record.wall_time_s,
+        rounds_length_bytes=lengths_bytes[0],
+        clients_length_bytes=lengths_bytes[1],
+        policy=played.policy,
+        server=played.server,
+        selections=played.selections,
+        next_ticket=world.driver.next_ticket,
+        pending=tuple(world.driver.pending()),
+    )
 
 
 def _start(job: Federation) -> Checkpoint:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from fedhybrid.devices import DeviceProfile
 from fedhybrid.engine.files import write_atomically
@@ -18,19 +19,23 @@ from fedhybrid.engine.planfiles import INFEASIBLE, read_infeasible, read_plan
 from fedhybrid.errors import ConfigError, InfeasibleBudgetError
 from fedhybrid.executor import PlanOptions, PreparedStep
 from fedhybrid.planner import Plan
+from fedhybrid.records import IntArray
 
-__all__ = ["PlanBook", "bucket_bytes", "bucket_name"]
+__all__ = ["COARSE_BUCKETS", "FINE_BUCKETS", "PlanBook", "bucket_bytes", "bucket_name"]
 
-_BUCKETS = 256  # rounding down costs a budget at most 1/256 of the eager peak, and a fleet needs few plans
+B = TypeVar("B", int, IntArray)
+
+FINE_BUCKETS = 256  # rounding down costs a budget at most 1/256 of the eager peak, and a fleet needs few plans
+COARSE_BUCKETS = 16  # where each client has its own budget, or budgets move: rungs of a ladder of plans
 
 
-def bucket_bytes(budget_bytes: int, *, eager_peak_bytes: int) -> int:
-    """The budget rounded down to a multiple of the power of two below 1/256 of the eager peak, at least 1 KiB.
+def bucket_bytes(budget_bytes: B, *, eager_peak_bytes: int, buckets: int = FINE_BUCKETS) -> B:
+    """The budget rounded down to a multiple of the power of two below 1/`buckets` of the eager peak, at least 1 KiB.
 
     >>> bucket_bytes(10_000_000, eager_peak_bytes=64 * 2**20)
     9961472
     """
-    width = max(1024, 1 << max(0, (eager_peak_bytes // _BUCKETS).bit_length() - 1))
+    width = max(1024, 1 << max(0, (eager_peak_bytes // buckets).bit_length() - 1))
     return budget_bytes // width * width
 
 
@@ -66,11 +71,12 @@ class PlanBook:
         enabled: bool,
         planning: PlanOptions,
         codec: str | None = None,
+        buckets: int = FINE_BUCKETS,
     ) -> None:
         self._priced = {name: prepared.priced(device.op_time_s) for name, device in sorted(devices.items())}
         self._folder, self._infeasible_file = folder / "plans", folder / INFEASIBLE
         self._folder.mkdir(exist_ok=True)
-        self._planning, self._codec = planning, codec
+        self._planning, self._codec, self._buckets = planning, codec, buckets
         self._plans: dict[str, Plan] = {}
         self._infeasible = read_infeasible(self._infeasible_file)
         self._fingerprint = prepared.fingerprint
@@ -94,8 +100,29 @@ class PlanBook:
         smallest_name, smallest = self._smallest(device)
         if budget_bytes < smallest.peak_bytes:
             return None
-        rounded = bucket_bytes(budget_bytes, eager_peak_bytes=self.eager_peak_bytes)
-        return self._solved(device, rounded) or smallest_name
+        return self._solved(device, self.rounded(budget_bytes)) or smallest_name
+
+    def rounded(self, budget_bytes: B) -> B:
+        """The budget's bucket, in bytes; budgets of one bucket get one plan, but for the smallest and the whole."""
+        return bucket_bytes(budget_bytes, eager_peak_bytes=self.eager_peak_bytes, buckets=self._buckets)
+
+    def least_bytes(self, device: str) -> int:
+        """The smallest peak that this device can run the step in."""
+        return self._smallest(device)[1].peak_bytes if self.enabled else self.needed_bytes(None)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The plans that are known so far."""
+        return frozenset(self._plans)
+
+    def learn(self, name: str, plan: Plan) -> None:
+        """Takes over a plan that another process has made; it is not stored."""
+        self._plans[name] = plan
+
+    @property
+    def keep_all_bytes(self) -> int:
+        """Peak of the whole program without a decision."""
+        return self._keep_all_bytes
 
     def needed_bytes(self, plan: str | None) -> int:
         """Memory that the plan needs; for the unplanned step what PyTorch needs without plans."""

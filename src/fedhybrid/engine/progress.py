@@ -25,7 +25,7 @@ class Progress(Protocol):
         ...
 
     def on_round(self, label: str, record: RoundRecord) -> None:
-        """A round has ended and is safely stored."""
+        """A round has ended and its record is written."""
         ...
 
     def on_end(self, label: str, summary: Summary) -> None:

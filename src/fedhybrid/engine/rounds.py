@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
+
+from fedhybrid.engine.dispatch import Dispatcher, Played, choose, outcome_of
 from fedhybrid.engine.federation import Federation
 from fedhybrid.engine.world import World
-from fedhybrid.protocols import PolicyState, RoundPlan, ServerState
-from fedhybrid.records import COMPLETED, ClientRecord, ClientTask, Outcome, RoundRecord, TaskEvent, Update
+from fedhybrid.protocols import PolicyState, ServerState
+from fedhybrid.records import ClientRecord, ClientTask, LocalWork, TaskEvent, Update
 from fedhybrid.seeds import derive_seed
-from fedhybrid.tree import total_bytes
 
-__all__ = ["Played", "play_round"]
+__all__ = ["aggregated", "on_own_data", "play_round", "prepared"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Played:
-    """What a round leaves: the new server, the policy's new state, and the records (clients in order of their end)."""
-
-    server: ServerState
-    policy: PolicyState
-    record: RoundRecord
-    clients: list[ClientRecord]
+_MOST_WAITS = 10_000  # for a device to come online, until a round is given up
 
 
 def play_round(
@@ -32,10 +27,14 @@ def play_round(
     policy: PolicyState,
     *,
     round_index: int,
+    selections: int,
     wall_time_s: Callable[[], float],
     on_task: Callable[[ClientRecord], None],
 ) -> Played:
     """Plays round `round_index`; where no update comes back, the server stays as it is.
+
+    With over-selection the round ends as soon as as many updates are there as were wanted; with a deadline, at the
+    latest then. What is not back is late: it is given up, its client is free again, its bytes down were spent.
 
     Args:
         job: The parts of the run.
@@ -43,97 +42,88 @@ def play_round(
         server: State before the round.
         policy: The policy's state before the round.
         round_index: Counts from 0.
+        selections: How many times the policy has chosen before.
         wall_time_s: Real seconds since the run began, for the record.
         on_task: Is called as each task ends.
     """
-    seed = derive_seed(job.seed, purpose="select", round_index=round_index)
-    cohort, policy = job.policy.select(
-        world.candidates, job.clients_per_round, policy, round_index=round_index, seed=seed
-    )
-    tasks = {
-        world.driver.submit(task.client, task): task
-        for task in _assigned(job, world, server, cohort.tolist(), round_index)
-    }
+    desk = Dispatcher(job=job, world=world, round_index=round_index, on_task=on_task)
+    if round_index == 0:
+        server = prepared(job, world, server, desk)
+    wanted = job.clients_per_round
+    asked = math.ceil(wanted * job.schedule.over_selection_ratio - 1e-9)
+    cohort, policy = choose(job, world, policy, asked, selections)
+    for _ in range(_MOST_WAITS):
+        if cohort or not world.wait_for_somebody():
+            break
+        cohort, policy = choose(job, world, policy, asked, selections)
+    tickets = desk.assign(server, cohort, draw=round_index)
+    events = _waited_for(desk, tickets, wanted=wanted, version=server.version)
+    updates = [event.result for event in events if isinstance(event.result, Update)]
+    server = aggregated(job, server, updates)
+    accuracy = world.score(server, round_index)
+    on_own_data(job, world, server, desk, round_index)
+    policy = job.policy.observe([outcome_of(world, event, selections) for event in events], policy)
+    record = desk.close(server=server, used=updates, accuracy=accuracy, wall_time_s=wall_time_s())
+    return Played(server=server, policy=policy, selections=selections + 1, record=record, clients=desk.records)
+
+
+def _waited_for(desk: Dispatcher, tickets: list[int], *, wanted: int, version: int) -> list[TaskEvent]:
+    """The events of a round's tasks, the late ones among them."""
+    world, deadline_s = desk.world, desk.job.schedule.deadline_s
+    began_s = world.driver.now()
     events: list[TaskEvent] = []
-    clients: list[ClientRecord] = []
-    while (event := world.driver.next_event()) is not None:
+    open_tickets = set(tickets)
+    completed = 0
+    while open_tickets and not (len(tickets) > wanted and completed >= wanted):
+        left_s = None if deadline_s is None else began_s + deadline_s - world.driver.now()
+        event = world.driver.next_event(left_s)
+        if event is None:
+            break
+        open_tickets.remove(event.ticket)
         events.append(event)
-        clients.append(_client_record(job, world, tasks[event.ticket], event))
-        on_task(clients[-1])
-    updates = sorted((e.result for e in events if isinstance(e.result, Update)), key=lambda update: update.client)
-    server = job.method.aggregate(server, updates) if updates else server
-    score = world.evaluator.score(server.weights)
-    record = RoundRecord(
-        round=round_index,
-        virtual_time_s=world.driver.now(),
-        accuracy=score.accuracy,
-        loss=score.loss,
-        train_loss=_train_loss(updates),
-        cohort=sorted(cohort.tolist()),
-        completed=len(updates),
-        failed=len(events) - len(updates),
-        bytes_up=sum(total_bytes(ran.weights) for event in events if (ran := _ran(event))),
-        bytes_down=sum(total_bytes(task.weights) for task in tasks.values()),
-        wall_time_s=wall_time_s(),
-    )
-    policy = job.policy.observe([_outcome(job, event) for event in events], policy)
-    return Played(server=server, policy=policy, record=record, clients=clients)
+        desk.ended(event, version=version)
+        completed += isinstance(event.result, Update)
+    for ticket in sorted(open_tickets):
+        events.append(world.driver.cancel(ticket))
+        desk.ended(events[-1], version=version)
+    return events
 
 
-def _assigned(
-    job: Federation, world: World, server: ServerState, cohort: Sequence[int], round_index: int
-) -> list[ClientTask]:
-    device = {client: job.fleet.tiers[job.fleet.tier[client]].device.name for client in cohort}
-    budget_bytes = {client: int(world.candidates.budget_bytes[client]) for client in cohort}
-    plan = RoundPlan(
-        round_index=round_index,
-        cohort=tuple(cohort),
-        plans={client: world.book.choose(device[client], budget_bytes[client]) for client in cohort},
-        work=job.work,
-        run_seed=job.seed,
-    )
-    return job.method.assign(server, plan)
+def aggregated(job: Federation, server: ServerState, updates: list[Update]) -> ServerState:
+    """The server after these updates; as it was where there are none."""
+    if not updates:
+        return server
+    ordered = sorted(updates, key=lambda update: update.client)  # stable: those of one client as they came
+    return replace(job.method.aggregate(server, ordered), version=server.version + 1)
 
 
-def _client_record(job: Federation, world: World, task: ClientTask, event: TaskEvent) -> ClientRecord:
-    tier, result = job.fleet.tiers[job.fleet.tier[task.client]], event.result
-    ran = _ran(event)
-    update = result if isinstance(result, Update) else None
-    return ClientRecord(
-        round=task.round_index,
-        client=task.client,
-        tier=tier.name,
-        device=tier.device.name,
-        outcome=COMPLETED if isinstance(result, Update) else result.kind,
-        budget_bytes=int(world.candidates.budget_bytes[task.client]),
-        planned_peak_bytes=world.book.program(tier.device.name, task.plan).peak_bytes if ran else None,
-        measured_peak_bytes=ran.measured_peak_bytes if ran else None,
-        plan=task.plan,
-        samples=ran.samples_seen if ran else 0,
-        steps=ran.steps if ran else 0,
-        train_loss=update.loss_mean if update else None,
-        virtual_time_s=event.duration_s,
-        detail="" if isinstance(result, Update) else result.detail,
-    )
+def prepared(job: Federation, world: World, server: ServerState, desk: Dispatcher) -> ServerState:
+    """The method's one-off preparations, each done once by every client that is online now."""
+    for phase in job.method.preparations:
+        tickets = desk.assign(server, world.candidates().client.tolist(), draw=0, phase=phase)
+        events = _waited_for(desk, tickets, wanted=len(tickets), version=server.version)
+        updates = [event.result for event in events if isinstance(event.result, Update)]
+        server = replace(aggregated(job, server, updates), version=server.version)
+    return server
 
 
-def _ran(event: TaskEvent) -> Update | None:
-    """What the client trained and sent, also where it cannot be used."""
-    return event.result if isinstance(event.result, Update) else event.result.ran
-
-
-def _outcome(job: Federation, event: TaskEvent) -> Outcome:
-    result = event.result
-    return Outcome(
-        client=result.client,
-        round_index=result.round_index,
-        squared_loss_mean=result.squared_loss_sum / result.samples_seen if isinstance(result, Update) else None,
-        num_samples=len(job.shards[result.client]),
-        duration_s=event.duration_s,
-    )
-
-
-def _train_loss(updates: Sequence[Update]) -> float | None:
-    """Mean loss of the samples that were trained on; None where nobody trained."""
-    seen = sum(update.samples_seen for update in updates)
-    return sum(update.loss_mean * update.samples_seen for update in updates) / seen if seen else None
+def on_own_data(job: Federation, world: World, server: ServerState, desk: Dispatcher, round_index: int) -> None:
+    """Some clients test the new model on their own data, each inside its budget, where the recipe asks for it."""
+    if not job.evaluation.clients or not world.is_tested(round_index):
+        return
+    seed = derive_seed(job.seed, purpose="evaluate", round_index=round_index)
+    clients = world.candidates().sample(job.evaluation.clients, np.random.default_rng(seed))
+    work = LocalWork(epochs=1, batch_size=job.work.batch_size, lr=job.work.lr)
+    for client in clients.tolist():
+        task = ClientTask(
+            round_index=server.version,
+            client=client,
+            weights=server.weights,
+            work=work,
+            plan=None,
+            seed=derive_seed(seed, purpose="evaluate", client=client),
+            kind="evaluate",
+        )
+        desk.submit(task)
+    while (event := world.driver.next_event()) is not None:
+        desk.ended(event, version=server.version)

@@ -1,13 +1,14 @@
 """The clients' side in this process: one model and one compiled step, used by one client after the other.
 
-A task's result depends on its weights, its seed and the client's data alone: weights are copied in, the optimizer
-starts afresh, torch's generator is seeded for the task (and left as it was for everybody else), and one intra-op thread
-computes, so that float sums have one order on every machine.
+A task's result depends on its weights, its seed, the client's data and what the client kept, alone: weights are copied
+in, the optimizer starts afresh, torch's generator is seeded for the task (and left as it was for everybody else), and
+one intra-op thread computes, so that float sums have one order on every machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that torch's own documentation uses
 
 from fedhybrid.data import Split
+from fedhybrid.engine.evaluate import EvaluationSizes, Evaluator
 from fedhybrid.executor import TrainStep
 from fedhybrid.planner import Plan
 from fedhybrid.protocols import Method
@@ -25,7 +27,7 @@ from fedhybrid.records import ClientTask, IntArray, LocalWork, Update
 from fedhybrid.seeds import derive_seed
 from fedhybrid.tree import Tensors, detached_copy, load_into, tensors_of
 
-__all__ = ["LocalClient", "Workbench", "classification_loss", "one_thread", "steps_of"]
+__all__ = ["LocalClient", "Stretch", "Workbench", "classification_loss", "one_thread", "steps_of"]
 
 
 def classification_loss(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +43,15 @@ def steps_of(work: LocalWork, num_samples: int) -> int:
     6
     >>> steps_of(LocalWork(epochs=2, batch_size=8, lr=0.1, last_batch="drop"), 17)
     4
+    >>> steps_of(LocalWork(epochs=1, batch_size=8, lr=0.1, samples=20), 17)
+    3
     """
+    if num_samples == 0:
+        return 0
+    if work.steps is not None:
+        return work.steps
+    if work.samples is not None:
+        return math.ceil(work.samples / work.batch_size)
     whole, rest = divmod(num_samples, work.batch_size)
     return work.epochs * (whole + (1 if rest and work.last_batch == "wrap" else 0))
 
@@ -57,6 +67,14 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """So many steps of a task by one program; a task whose budget moves has several."""
+
+    program: Plan
+    steps: int
+
+
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Workbench:
@@ -67,62 +85,106 @@ class Workbench:
     split: Split
 
     @cached_property
+    def evaluator(self) -> Evaluator:
+        """For tasks that test the model on a client's own data."""
+        return Evaluator(self.model, self.split)
+
+    @cached_property
+    def sizes(self) -> EvaluationSizes:
+        """How many samples at once fit which budget there."""
+        return EvaluationSizes(self.evaluator)
+
+    @cached_property
     def tensors(self) -> Tensors:
         """The model's own parameters and buffers, sharing its memory."""
         return tensors_of(self.model)
 
-    def run(self, method: Method, task: ClientTask, shard: IntArray, program: Plan) -> Update:
-        """Does a task as the client that holds the samples `shard`, with `program` as its training step."""
-        self.step.use_plan(program)
+    def run(
+        self, method: Method, task: ClientTask, shard: IntArray, stretches: Sequence[Stretch], state: Tensors
+    ) -> Update:
+        """Does a task as the client that holds the samples `shard` and has kept `state`.
+
+        Args:
+            method: Whose client side it is.
+            task: What to do.
+            shard: The client's sample numbers.
+            stretches: The programs of its training step, one after the other; not empty.
+            state: What the client's last task left.
+        """
+        client = LocalClient(bench=self, shard=shard, stretches=stretches, state=state)
         self.step.set_lr(task.work.lr)
         self.step.reset_codecs(task.seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(task.seed)  # torch.manual_seed takes 2 ms without a GPU
-            return method.train(task, LocalClient(bench=self, shard=shard))
+        before = torch.get_rng_state()  # `fork_rng` asks about every other device, which takes longer than a small task
+        torch.default_generator.manual_seed(task.seed)  # torch.manual_seed takes 2 ms without a GPU
+        try:
+            return method.train(task, client)
+        finally:
+            torch.set_rng_state(before)
 
 
 @final
-@dataclass(frozen=True, kw_only=True, eq=False)
 class LocalClient:
     """A client at the workbench; implements `protocols.ClientRuntime`."""
 
-    bench: Workbench
-    shard: IntArray
+    def __init__(
+        self, *, bench: Workbench, shard: IntArray, stretches: Sequence[Stretch], state: Tensors | None = None
+    ) -> None:
+        self._bench, self._shard, self._stretches = bench, shard, stretches
+        self._state: Mapping[str, Tensor] = state or {}
+        self._at, self._left = 0, stretches[0].steps
+        bench.step.use_plan(stretches[0].program)
 
     @property
     def num_samples(self) -> int:
         """Training samples on this client."""
-        return len(self.shard)
+        return len(self._shard)
+
+    @property
+    def state(self) -> Tensors:
+        """What the client has kept since its last task."""
+        return dict(self._state)
 
     def load(self, weights: Tensors) -> None:
         """Sets the model to `weights` in place and then, as its state may copy them, the optimizer to its start."""
-        load_into(self.bench.tensors, weights)
-        self.bench.step.reset_optimizer()
+        load_into(self._bench.tensors, weights)
+        self._bench.step.reset_optimizer()
 
     def batches(self, work: LocalWork, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches in an order drawn anew for each epoch; "wrap" fills the last from the start of one more order."""
         generator = torch.Generator().manual_seed(derive_seed(seed, purpose="batches"))
-        held = torch.from_numpy(self.shard)
-        steps = steps_of(work, len(held)) // work.epochs
-        for _ in range(work.epochs):
+        held = torch.from_numpy(self._shard)
+        # Work by steps or samples is one long epoch that wraps as often as it must.
+        epochs = work.epochs if work.steps is None and work.samples is None else 1
+        wanted = steps_of(work, len(held)) // epochs * work.batch_size
+        for _ in range(epochs if wanted else 0):
             order = torch.randperm(len(held), generator=generator)
-            while len(order) < steps * work.batch_size:
+            while len(order) < wanted:
                 order = torch.cat([order, torch.randperm(len(held), generator=generator)])
-            for start in range(0, steps * work.batch_size, work.batch_size):
-                yield self.bench.split.batch(held[order[start : start + work.batch_size]])
+            for chosen in torch.split(held[order[:wanted]], work.batch_size):
+                yield self._bench.split.batch(chosen)
 
     def step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """One training step in place: the mean loss and the loss of each sample."""
-        loss = self.bench.step(x, y)
-        losses = self.bench.step.aux
+        step = self._bench.step
+        while self._left == 0 and self._at + 1 < len(self._stretches):
+            self._at += 1
+            self._left = self._stretches[self._at].steps
+            step.use_plan(self._stretches[self._at].program)
+        self._left -= 1
+        loss = step(x, y)
+        losses = step.aux
         assert isinstance(losses, Tensor)
         return loss, losses
 
     def weights(self) -> Tensors:
         """A copy of the model as it is now."""
-        return detached_copy(self.bench.tensors)
+        return detached_copy(self._bench.tensors)
 
     @property
     def measured_peak_bytes(self) -> int:
-        """Peak of one real step of the current program, by the allocator's events."""
-        return self.bench.step.measured_peak_bytes()
+        """Largest peak of one real step of the programs so far, by the allocator's events."""
+        step, peaks = self._bench.step, []
+        for stretch in self._stretches[: self._at + 1]:
+            step.use_plan(stretch.program)
+            peaks.append(step.measured_peak_bytes())
+        return max(peaks)

@@ -2,73 +2,155 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from fedhybrid.devices import DeviceProfile
+from fedhybrid.engine.budgets import Budgets
+from fedhybrid.engine.candidates import FleetCosts, FleetView
+from fedhybrid.engine.checkpoint import Checkpoint
+from fedhybrid.engine.crew import Crew
 from fedhybrid.engine.driver import InProcessDriver
 from fedhybrid.engine.evaluate import Evaluator
 from fedhybrid.engine.federation import Federation
 from fedhybrid.engine.folder import RunFolder
-from fedhybrid.engine.plans import PlanBook
+from fedhybrid.engine.journey import JourneyPlanner
+from fedhybrid.engine.labour import InThisProcess, Labour
+from fedhybrid.engine.plans import COARSE_BUCKETS, FINE_BUCKETS, PlanBook
 from fedhybrid.engine.runtime import Workbench, classification_loss
+from fedhybrid.engine.states import ClientStates
+from fedhybrid.engine.traffic import Traffic
 from fedhybrid.executor import TrainStep, prepare_step
-from fedhybrid.fleet import VirtualClock
-from fedhybrid.protocols import Driver
-from fedhybrid.records import Candidates, FloatArray, IntArray
+from fedhybrid.fleet import Tier, VirtualClock
+from fedhybrid.protocols import ServerState
+from fedhybrid.records import ClientTask
+from fedhybrid.tree import tensors_of, total_bytes
 
 __all__ = ["World", "assemble"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class World:
-    """What the loop works with. `candidates` holds every client; budgets do not change during a run."""
+    """What the schedules work with. `tasks` are those under way, by their tickets."""
 
-    driver: Driver
+    job: Federation
+    driver: InProcessDriver
     book: PlanBook
-    candidates: Candidates
+    budgets: Budgets
+    costs: FleetCosts
     evaluator: Evaluator
+    states: ClientStates
+    tasks: dict[int, ClientTask] = field(default_factory=dict)
+
+    def candidates(self) -> FleetView:
+        """Who can be chosen now."""
+        return FleetView(self.costs, self.driver.now(), self.driver.busy)
+
+    def promised(self, clients: Sequence[int]) -> list[int]:
+        """What these clients promise now, in bytes."""
+        promised: list[int] = self.budgets.promised(np.array(clients, dtype=np.int64), self.driver.now()).tolist()
+        return promised
+
+    def tier(self, client: int) -> Tier:
+        """The client's tier."""
+        return self.job.fleet.tiers[int(self.job.fleet.tier[client])]
+
+    def device(self, client: int) -> DeviceProfile:
+        """The client's profile."""
+        return self.tier(client).device
+
+    def num_samples(self, client: int) -> int:
+        """Training samples that the client holds."""
+        return len(self.job.shards[client])
+
+    def next_arrival_s(self) -> float | None:
+        """Seconds until somebody who is offline may be back; None where nobody is ever away."""
+        at_s = self.job.fleet.next_change_s(self.driver.now())
+        return None if at_s == math.inf else at_s - self.driver.now()
+
+    def wait_for_somebody(self) -> bool:
+        """Lets time pass until somebody may be back online, while nothing is under way; False where nobody ever is."""
+        at_s = self.job.fleet.next_change_s(self.driver.now())
+        if at_s == math.inf:
+            return False
+        self.driver.advance_to(at_s)
+        return True
+
+    def is_tested(self, round_index: int) -> bool:
+        """Whether the global model is tested after this round."""
+        every = self.job.evaluation.every
+        return (round_index + 1) % every == 0 or round_index + 1 == self.job.rounds
+
+    def score(self, server: ServerState, round_index: int) -> tuple[float | None, float | None]:
+        """Accuracy and loss on the test set, None where this round is not tested."""
+        if not self.is_tested(round_index):
+            return None, None
+        score = self.evaluator.score(server.weights)
+        return score.accuracy, score.loss
 
 
-def assemble(job: Federation, folder: RunFolder, *, now_s: float) -> World:
-    """Captures the step, plans for every device and budget of the fleet, and starts the clock at `now_s`."""
+def assemble(job: Federation, folder: RunFolder, state: Checkpoint) -> World:
+    """Captures the step, plans for every device of the fleet, and puts back what was under way."""
     devices = {tier.device.name: tier.device for tier in job.fleet.tiers}
     split = job.dataset.train
     example = split.batch(torch.arange(job.work.batch_size) % len(split))
     any_device = next(iter(devices.values()))  # so that nothing is timed here; the book prices for each device
     prepared = prepare_step(job.model, classification_loss, example, job.optimizer, op_seconds=any_device.op_time_s)
-    book = PlanBook(prepared, devices, folder.path, enabled=job.plans, codec=job.codec, planning=job.planning)
-    budgets_bytes = job.fleet.budgets(resident_bytes=book.resident_bytes, eager_peak_bytes=book.eager_peak_bytes)
-    evaluator = Evaluator(job.model, job.dataset.test)
-    step = TrainStep(prepared, prepared.keep_all())
+    book = PlanBook(
+        prepared,
+        devices,
+        folder.path,
+        enabled=job.plans,
+        codec=job.codec,
+        planning=job.planning,
+        buckets=COARSE_BUCKETS if job.fleet.drawn is not None or job.fleet.memory is not None else FINE_BUCKETS,
+    )
+    budgets = Budgets(job.fleet, resident_bytes=book.resident_bytes, eager_peak_bytes=book.eager_peak_bytes)
+    bench = Workbench(model=job.model, step=TrainStep(prepared, prepared.keep_all()), split=split)
+    traffic = Traffic(down=job.down, up=job.up, differences=job.method.differences)
+    states = ClientStates(folder.path / "states", state.client_states)
+    labour: Labour = InThisProcess(method=job.method, bench=bench, book=book, traffic=traffic)
+    if job.workers > 1:
+        labour = Crew(job.workers, method=job.method, bench=bench, book=book, traffic=traffic)
+    planner = JourneyPlanner(
+        fleet=job.fleet,
+        budgets=budgets,
+        shards=job.shards,
+        book=book,
+        traffic=traffic,
+        faults=job.faults,
+        sizes=bench.sizes,
+        timeout_s=job.schedule.timeout_s,
+    )
     driver = InProcessDriver(
         fleet=job.fleet,
-        budgets_bytes=budgets_bytes,
+        planner=planner,
         shards=job.shards,
-        method=job.method,
         book=book,
-        bench=Workbench(model=job.model, step=step, split=split),
-        clock=VirtualClock(now_s=now_s),
+        labour=labour,
+        clock=VirtualClock(now_s=state.now_s),
+        states=states,
+        traffic=traffic,
     )
-    step_s, kernel_s = _costs(job, book, budgets_bytes)
-    candidates = Candidates(
-        client=driver.clients(),
-        tier=job.fleet.tier,
-        budget_bytes=budgets_bytes,
-        num_samples=job.num_samples,
-        unplanned_bytes=book.eager_peak_bytes,
-        smallest_bytes=book.smallest_bytes,
-        step_s=step_s,
-        kernel_s=kernel_s,
+    driver.restore(state.pending, state.next_ticket)
+    return World(
+        job=job,
+        driver=driver,
+        book=book,
+        budgets=budgets,
+        costs=FleetCosts(
+            job.fleet,
+            shards=job.shards,
+            book=book,
+            budgets=budgets,
+            work=job.work,
+            model_bytes=total_bytes(tensors_of(job.model)),
+        ),
+        evaluator=Evaluator(job.model, job.dataset.test),
+        states=states,
+        tasks={each.ticket: each.task for each in state.pending},
     )
-    return World(driver=driver, book=book, candidates=candidates, evaluator=evaluator)
-
-
-def _costs(job: Federation, book: PlanBook, budgets_bytes: IntArray) -> tuple[FloatArray, FloatArray]:
-    """Seconds of a step and of the model's distinct operators for each client; asked once for each kind of client."""
-    kinds, kind_of = np.unique(np.stack([job.fleet.tier, budgets_bytes]), axis=1, return_inverse=True)
-    names = [job.fleet.tiers[tier].device.name for tier in kinds[0]]
-    step_s = [book.step_s(name, int(budget)) for name, budget in zip(names, kinds[1], strict=True)]
-    kernel_s = [book.kernel_s(name) for name in names]
-    return np.array(step_s)[kind_of.reshape(-1)], np.array(kernel_s)[kind_of.reshape(-1)]

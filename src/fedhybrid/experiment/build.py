@@ -8,18 +8,25 @@ from typing import TypeVar
 
 from torch import nn
 
-from fedhybrid.data import Dataset, load_dataset, partition_data
+from fedhybrid.data import Dataset, Shards, load_dataset, partition_data
 from fedhybrid.devices import DeviceProfile
 from fedhybrid.engine import Federation, RunNames
 from fedhybrid.errors import ConfigError
 from fedhybrid.executor import SGD, Adam, AdamW
-from fedhybrid.experiment.check import planning_of, tier_specs
 from fedhybrid.experiment.config import RunConfig, TrainTable
-from fedhybrid.fleet import Fleet, make_fleet
+from fedhybrid.experiment.parts import (
+    evaluation_of,
+    faults_of,
+    fleet_of,
+    planning_of,
+    schedule_of,
+    traffic_of,
+    work_of,
+)
+from fedhybrid.fleet import Fleet
 from fedhybrid.methods import METHODS
 from fedhybrid.models import build_model
 from fedhybrid.protocols import Optimizer
-from fedhybrid.records import IntArray, LocalWork
 from fedhybrid.registry import lookup
 from fedhybrid.seeds import derive_seed
 from fedhybrid.selection import POLICIES
@@ -43,7 +50,7 @@ def build_federation(config: RunConfig, datasets: Datasets | None = None) -> Fed
     """
     problems: list[str] = []
     dataset = _or_problems(lambda: _load(config, {} if datasets is None else datasets), problems)
-    fleet = _or_problems(lambda: make_fleet(tier_specs(config), config.data.clients, config.seed), problems)
+    fleet = _or_problems(lambda: fleet_of(config), problems)
     shards, model = None, None
     if dataset is not None:
         shards = _or_problems(lambda: _deal(config, dataset), problems)
@@ -57,6 +64,7 @@ def build_federation(config: RunConfig, datasets: Datasets | None = None) -> Fed
     assert shards is not None
     assert model is not None
     method = lookup("method", METHODS, config.method)(**config.method_options)
+    down, up = traffic_of(config)
     return Federation(
         names=RunNames(method=config.method, policy=config.policy, dataset=config.dataset, model=config.model),
         dataset=dataset,
@@ -66,18 +74,21 @@ def build_federation(config: RunConfig, datasets: Datasets | None = None) -> Fed
         method=method,
         policy=lookup("policy", POLICIES, config.policy)(**config.policy_options),
         optimizer=method.optimizer(base_optimizer(config.train)),
-        work=LocalWork(
-            epochs=config.train.epochs,
-            batch_size=config.train.batch_size,
-            lr=config.train.lr,
-            last_batch=config.train.last_batch,
-        ),
+        work=work_of(config),
         clients_per_round=config.fleet.clients_per_round,
         rounds=config.rounds,
         seed=config.seed,
         plans=method.plans if config.planner.enabled == "auto" else config.planner.enabled == "on",
         codec=None if config.planner.enabled == "off" else method.codec,
         planning=planning_of(config.planner),
+        schedule=schedule_of(config),
+        faults=faults_of(config),
+        evaluation=evaluation_of(config),
+        down=down,
+        up=up,
+        natural=config.data.partition == "natural",
+        workers=config.workers,
+        checkpoint_every=config.checkpoint_every,
     )
 
 
@@ -97,17 +108,16 @@ def _load(config: RunConfig, datasets: Datasets) -> Dataset:
     return datasets[key]
 
 
-def _deal(config: RunConfig, dataset: Dataset) -> tuple[IntArray, ...]:
-    return tuple(
-        partition_data(
-            config.data.partition,
-            dataset.train.labels.numpy(),
-            clients=config.data.clients,
-            seed=config.seed,
-            alpha=config.data.alpha,
-            shards_per_client=config.data.shards_per_client,
-            natural_ids=dataset.natural_ids,
-        )
+def _deal(config: RunConfig, dataset: Dataset) -> Shards:
+    return partition_data(
+        config.data.partition,
+        dataset.train.labels.numpy(),
+        clients=config.data.clients,
+        seed=config.seed,
+        alpha=config.data.alpha,
+        shards_per_client=config.data.shards_per_client,
+        samples_per_client=config.data.samples_per_client,
+        natural_ids=dataset.natural_ids,
     )
 
 

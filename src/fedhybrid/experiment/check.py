@@ -13,19 +13,20 @@ from pydantic import ValidationError
 
 from fedhybrid.data import DATASETS, PARTITIONS, load_dataset
 from fedhybrid.errors import ConfigError, FedHybridError
-from fedhybrid.executor import ACTIONS, PlanOptions
-from fedhybrid.experiment.config import PlannerTable, RunConfig
+from fedhybrid.executor import ACTIONS
+from fedhybrid.experiment.config import RunConfig
 from fedhybrid.experiment.messages import recipe_problem
 from fedhybrid.experiment.options import check_options
 from fedhybrid.experiment.overrides import apply_overrides, override_variant
-from fedhybrid.fleet import TierSpec, make_fleet
+from fedhybrid.experiment.parts import faults_of, fleet_of, planning_of, schedule_of, traffic_of
+from fedhybrid.fleet import AvailabilitySpec, MemorySpec, TraceSpec
 from fedhybrid.methods import METHODS
 from fedhybrid.models import find_factory
 from fedhybrid.planner import SOLVERS
 from fedhybrid.registry import lookup
 from fedhybrid.selection import POLICIES
 
-__all__ = ["Recipe", "config_toml", "load_config", "planning_of", "tier_specs", "to_table", "variants_of"]
+__all__ = ["Recipe", "config_toml", "load_config", "to_table", "variants_of"]
 
 Recipe = str | Path | Mapping[str, Any]
 Overrides = Mapping[str, Any]
@@ -86,28 +87,6 @@ def config_toml(recipe: Recipe, overrides: Overrides | None = None) -> str:
     return tomli_w.dumps(to_table(load_config(recipe, overrides)))
 
 
-def tier_specs(config: RunConfig) -> list[TierSpec]:
-    """The fleet's tiers as `make_fleet` takes them."""
-    return [
-        TierSpec(name=tier.name, budget=tier.budget, device=tier.device, share=tier.share)
-        for tier in config.fleet.tiers
-    ]
-
-
-def planning_of(planner: PlannerTable) -> PlanOptions:
-    """How plans are made.
-
-    Raises:
-        ConfigError: An option that is none.
-    """
-    return PlanOptions(
-        actions=tuple(planner.actions),
-        solver=planner.solver,
-        codecs=tuple(planner.codecs),
-        max_gradient_error=planner.max_gradient_error,
-    )
-
-
 def _read(recipe: Recipe) -> Mapping[str, Any]:
     if isinstance(recipe, Mapping):
         return recipe
@@ -154,7 +133,15 @@ def _checked(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
     if config is not None:
         if not any(problem.startswith(("planner.", "unknown solver", "unknown action")) for problem in problems):
             problems += [f"planner: {problem}" for problem in _attempt(planning_of, config.planner)]
-        problems += _attempt(make_fleet, tier_specs(config), config.data.clients, config.seed)
+        tables = (
+            ("memory", MemorySpec, config.fleet.memory),
+            ("availability", AvailabilitySpec, config.fleet.availability),
+        )
+        found = [problem for name, spec, given in tables for problem in _spec_problems(name, spec, given)]
+        problems += found or _attempt(fleet_of, config)
+        if not any(problem.startswith(("method", "unknown method")) for problem in problems):
+            problems += _attempt(schedule_of, config)
+        problems += _attempt(faults_of, config) + _attempt(traffic_of, config)
         if config.fleet.clients_per_round > config.data.clients:
             problems.append(
                 f"fleet.clients_per_round must be at most data.clients, which is {config.data.clients}, got "
@@ -171,6 +158,18 @@ def _checked(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
         | {"data": config.data.model_copy(update={"root": root})}
         | {"fleet": config.fleet.model_copy(update={"tiers": tiers})}
     ), problems
+
+
+def _spec_problems(name: str, spec: Callable[..., Any], given: Mapping[str, Any] | None) -> list[str]:
+    """Options of a table of the fleet that are none, or of another type."""
+    if given is None:
+        return []
+    where, trace = f"fleet.{name}", given.get("trace")
+    plain = {key: value for key, value in given.items() if key != "trace"}
+    problems = check_options(spec, plain if isinstance(trace, Mapping) else given, where=where, of=where).problems
+    if isinstance(trace, Mapping):
+        problems += check_options(TraceSpec, trace, where=f"{where}.trace", of="a random trace").problems
+    return problems
 
 
 def _absolute(device: str) -> str:

@@ -32,31 +32,44 @@ class DataTable(_Table):
     clients: _Count = 30
     alpha: _Positive = 0.3
     shards_per_client: _Count = 2
+    samples_per_client: _Count = 64
 
 
 class TierTable(_Table):
     """One kind of device in the fleet; `share` is relative to the other tiers' shares."""
 
     name: str = Field(min_length=1)
-    budget: str | int
+    budget: str | int | dict[str, Any]
     device: str
     share: _Positive = 1.0
+    speed_spread: _NotNegative = 0.0
 
 
 class FleetTable(_Table):
-    """The devices. Without tiers every device is a laptop that holds the unplanned step."""
+    """The devices. Without tiers every device is a laptop that holds the unplanned step.
+
+    `memory` says that other apps come and go (`fleet.MemorySpec`), `availability` that devices do
+    (`fleet.AvailabilitySpec`); without them budgets stand still, and everybody is always online.
+    """
 
     clients_per_round: _Count = 10
     tiers: list[TierTable] = Field(
         default_factory=lambda: [TierTable(name="all", budget="100%", device="laptop")], min_length=1
     )
+    memory: _Options | None = None
+    availability: _Options | None = None
 
 
 class TrainTable(_Table):
-    """The clients' work in a round. `momentum` and `nesterov` are for SGD."""
+    """The clients' work in a round: `epochs`, or so many `steps` or `samples`.
+
+    `momentum` and `nesterov` are for SGD.
+    """
 
     batch_size: _Count = 16
     epochs: _Count = 1
+    steps: _Count | None = None
+    samples: _Count | None = None
     lr: _Positive = 0.05
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -70,6 +83,8 @@ class TrainTable(_Table):
             raise ValueError(f"momentum and nesterov are options of sgd, the optimizer is {self.optimizer}")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
+        if self.steps is not None and self.samples is not None:
+            raise ValueError("steps and samples are two ways to say how much is trained; give one of them")
         return self
 
 
@@ -84,6 +99,44 @@ class PlannerTable(_Table):
     actions: list[str] = Field(default_factory=lambda: ["recompute"])
     codecs: list[str] = Field(default_factory=lambda: list(MENU))
     max_gradient_error: Annotated[float, Field(ge=0)] = 0.0
+
+
+class ScheduleTable(_Table):
+    """When the server waits for whom; `engine.Schedule` says what each means, and checks the ranges."""
+
+    kind: str = "synchronous"
+    in_flight: int | None = None
+    buffer: int = 1
+    max_staleness: int | None = None
+    over_selection_ratio: float = 1.0
+    deadline_s: float | None = None
+    timeout_s: float | None = None
+
+
+class FailuresTable(_Table):
+    """Probabilities that a task ends in each kind of failure; `trace` is a file of failures by client and time."""
+
+    crash: float = 0.0
+    time_out: float = 0.0
+    disconnected: float = 0.0
+    out_of_memory: float = 0.0
+    corrupt: float = 0.0
+    non_finite: float = 0.0
+    trace: str | None = None
+
+
+class TrafficTable(_Table):
+    """What models (`down`) and updates (`up`) go through on the links: transforms by name, each with its options."""
+
+    up: list[_Options] = Field(default_factory=list)
+    down: list[_Options] = Field(default_factory=list)
+
+
+class EvaluationTable(_Table):
+    """Every how many rounds the model is tested, and how many clients test it on their own data then."""
+
+    every: _Count = 1
+    clients: Annotated[int, Field(ge=0)] = 0
 
 
 class CompareTable(_Table):
@@ -108,4 +161,10 @@ class RunConfig(_Table):
     fleet: FleetTable = Field(default_factory=FleetTable)
     train: TrainTable = Field(default_factory=TrainTable)
     planner: PlannerTable = Field(default_factory=PlannerTable)
+    schedule: ScheduleTable = Field(default_factory=ScheduleTable)
+    failures: FailuresTable = Field(default_factory=FailuresTable)
+    traffic: TrafficTable = Field(default_factory=TrafficTable)
+    evaluation: EvaluationTable = Field(default_factory=EvaluationTable)
+    workers: _Count = 1
+    checkpoint_every: _Count = 1
     compare: CompareTable = Field(default_factory=CompareTable)

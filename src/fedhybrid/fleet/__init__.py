@@ -1,42 +1,67 @@
-"""Fleets of unequal devices, their clock, and the memory that their other apps leave free."""
+"""Fleets of unequal devices: budgets, speeds, who is online when, the memory that other apps leave; and the clock."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from fedhybrid.fleet.availability import AlwaysOnline, Availability, DutyCycle, RandomSlots
+from fedhybrid.fleet.budgets import BudgetDistribution, ChoiceBudget, SpreadBudget
 from fedhybrid.fleet.clock import VirtualClock
-from fedhybrid.fleet.fleet import Fleet, Tier, TierSpec, make_fleet
-from fedhybrid.fleet.predictor import FixedFraction, LastValue, MeanValue, Predictor, RunningMinimum, State
-from fedhybrid.fleet.replay import Replay, Scores, equal_fraction, replay
+from fedhybrid.fleet.fleet import Fleet
+from fedhybrid.fleet.intervals import OnlineIntervals, load_intervals
+from fedhybrid.fleet.making import check_fleet, make_fleet
+from fedhybrid.fleet.memory import FleetMemory, MemorySpec
+from fedhybrid.fleet.online import AvailabilitySpec, make_availability
+from fedhybrid.fleet.predictor import (
+    PREDICTORS,
+    FixedFraction,
+    LastValue,
+    MeanValue,
+    Predictor,
+    RunningMinimum,
+    State,
+    make_predictor,
+)
+from fedhybrid.fleet.replay import Replay, Scores, equal_fraction, promises_at_samples, replay
+from fedhybrid.fleet.sampling import sample_available
+from fedhybrid.fleet.tiers import Tier, TierSpec
 from fedhybrid.fleet.tracefile import load_traces
 from fedhybrid.fleet.traces import MemoryTraces, TraceSpec, make_traces
 
 __all__ = [
     "PREDICTORS",
+    "AlwaysOnline",
+    "Availability",
+    "AvailabilitySpec",
+    "BudgetDistribution",
+    "ChoiceBudget",
+    "DutyCycle",
     "FixedFraction",
     "Fleet",
+    "FleetMemory",
     "LastValue",
     "MeanValue",
+    "MemorySpec",
     "MemoryTraces",
+    "OnlineIntervals",
     "Predictor",
+    "RandomSlots",
     "Replay",
     "RunningMinimum",
     "Scores",
+    "SpreadBudget",
     "State",
     "Tier",
     "TierSpec",
     "TraceSpec",
     "VirtualClock",
+    "check_fleet",
     "equal_fraction",
+    "load_intervals",
     "load_traces",
+    "make_availability",
     "make_fleet",
+    "make_predictor",
     "make_traces",
+    "promises_at_samples",
     "replay",
+    "sample_available",
 ]
-
-PREDICTORS: dict[str, Callable[[], Predictor]] = {
-    "average": MeanValue,
-    "fixed-fraction": FixedFraction,
-    "last-value": LastValue,
-    "running-minimum": RunningMinimum,
-}

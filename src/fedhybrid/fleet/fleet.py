@@ -1,136 +1,83 @@
-"""A fleet of unequal devices, as arrays: a million clients are a few arrays, not a million objects."""
+"""A fleet of unequal devices, as arrays: a million clients are a few arrays, not a million objects.
+
+What may be asked of some clients costs in proportion to their number, not to the fleet's.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fedhybrid.devices import DeviceProfile, load_profile
-from fedhybrid.errors import ConfigError
-from fedhybrid.records import IntArray
-from fedhybrid.seeds import derive_seed
-from fedhybrid.units import Budget, format_bytes, parse_budget
+from fedhybrid.fleet.availability import AlwaysOnline, Availability, BoolArray
+from fedhybrid.fleet.memory import FleetMemory
+from fedhybrid.fleet.tiers import Tier
+from fedhybrid.records import FloatArray, IntArray
+from fedhybrid.units import Budget
 
-__all__ = ["Fleet", "Tier", "TierSpec", "make_fleet"]
-
-G = TypeVar("G")
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TierSpec:
-    """One tier as a recipe states it.
-
-    Attributes:
-        name: Its name in reports.
-        budget: Bytes ("96 MiB") or per cent of the eager step ("40%") that a step may use on its devices.
-        device: A row of `DEVICES` or a path to a profile.
-        share: Its part of the fleet, relative to the other tiers' shares.
-    """
-
-    name: str
-    budget: str | int | Budget
-    device: str
-    share: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tier:
-    """One tier of a fleet that exists: `clients` devices of one profile with one budget."""
-
-    name: str
-    budget: Budget
-    device: DeviceProfile
-    clients: int
+__all__ = ["Fleet"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fleet:
-    """`tier[i]` is the index in `tiers` of client i's tier."""
+    """Clients 0, 1, ... and all that is known about their devices.
 
-    tier: IntArray
+    Attributes:
+        tier: `tier[i]` is the index in `tiers` of client i's tier.
+        tiers: What the clients of a tier have in common.
+        drawn: Each client's draw from its tier's distribution of budgets; None where all tiers have one budget.
+        slowness: Each client's factor on seconds; None where all are 1.
+        availability: Who is online when.
+        memory: What other apps leave of budgets; None where budgets do not change.
+    """
+
+    tier: NDArray[np.int16]
     tiers: tuple[Tier, ...]
+    drawn: NDArray[np.float32] | None = None
+    slowness: NDArray[np.float32] | None = None
+    availability: Availability = field(default_factory=AlwaysOnline)
+    memory: FleetMemory | None = None
 
     def __len__(self) -> int:
         return len(self.tier)
 
     def budgets(self, *, resident_bytes: int, eager_peak_bytes: int) -> IntArray:
         """Each client's budget in bytes, for a step with these figures (per cent budgets depend on them)."""
-        by_tier = [
-            tier.budget.resolve_bytes(resident_bytes=resident_bytes, eager_peak_bytes=eager_peak_bytes)
-            for tier in self.tiers
-        ]
-        return np.array(by_tier, dtype=np.int64)[self.tier]
+        return self.budget_bytes(np.arange(len(self)), resident_bytes=resident_bytes, eager_peak_bytes=eager_peak_bytes)
 
+    def budget_bytes(self, clients: IntArray, *, resident_bytes: int, eager_peak_bytes: int) -> IntArray:
+        """The budgets of some clients in bytes, for a step with these figures; where memory changes, their caps."""
+        tier = self.tier[clients]
+        found = np.empty(len(tier), dtype=np.int64)
+        for number in np.flatnonzero(np.bincount(tier)):
+            here, budget = tier == number, self.tiers[number].budget
+            if isinstance(budget, Budget):
+                found[here] = budget.resolve_bytes(resident_bytes=resident_bytes, eager_peak_bytes=eager_peak_bytes)
+            else:
+                assert self.drawn is not None
+                found[here] = budget.resolve_bytes(
+                    self.drawn[clients[here]], resident_bytes=resident_bytes, eager_peak_bytes=eager_peak_bytes
+                )
+        return found
 
-def make_fleet(tiers: Sequence[TierSpec], clients: int, seed: int) -> Fleet:
-    """Deals `clients` clients to the tiers.
+    def speed_factor(self, clients: IntArray) -> FloatArray:
+        """What seconds of each client's profile are multiplied by to give those on its very device."""
+        if self.slowness is None:
+            return np.ones(len(clients))
+        return self.slowness[clients].astype(np.float64)
 
-    Shares become exact counts by the largest remainder (ties to the earlier tier); which client is in which tier is a
-    random deal that depends on `seed` alone, so that tiers and data are not aligned.
+    def available(self, clients: IntArray, now_s: float) -> BoolArray:
+        """Whether each of some clients is online at `now_s`."""
+        return self.availability.available(clients, now_s)
 
-    Raises:
-        ConfigError: No clients or tiers, a name twice, a share, budget or device that is not one; all at once.
-    """
-    problems = [] if clients >= 1 else [f"data.clients must be at least 1, got {clients}"]
-    if not tiers:
-        problems.append("fleet.tiers must name at least one tier")
-    names = [spec.name for spec in tiers]
-    problems += [
-        f"fleet.tiers: the name {name!r} is given twice" for name in sorted(set(names)) if names.count(name) > 1
-    ]
-    parsed: list[tuple[Budget, DeviceProfile]] = []
-    for spec in tiers:
-        if not (math.isfinite(spec.share) and spec.share > 0):
-            problems.append(f"fleet tier {spec.name!r}: share must be a positive number, got {spec.share}")
-        try:
-            parsed.append(_parse(spec))
-        except ConfigError as error:
-            problems += [f"fleet tier {spec.name!r}: {problem}" for problem in error.problems]
-    if problems:
-        raise ConfigError(problems)
-    counts = _largest_remainder([spec.share for spec in tiers], clients)
-    tier = np.repeat(np.arange(len(tiers)), counts)
-    np.random.default_rng(derive_seed(seed, purpose="fleet")).shuffle(tier)
-    return Fleet(
-        tier=tier,
-        tiers=tuple(
-            Tier(name=spec.name, budget=budget, device=device, clients=count)
-            for spec, (budget, device), count in zip(tiers, parsed, counts, strict=True)
-        ),
-    )
+    def online_until_s(self, client: int, now_s: float) -> float:
+        """When the time online ends that a client is in at `now_s`; `now_s` where it is away, infinity where never."""
+        return self.availability.online_until_s(client, now_s)
 
+    def next_change_s(self, now_s: float) -> float:
+        """A time after `now_s` before which nobody who is away now comes back; infinity where all are online.
 
-def _parse(spec: TierSpec) -> tuple[Budget, DeviceProfile]:
-    problems: list[str] = []
-    budget, device = _try(problems, parse_budget, spec.budget), _try(problems, load_profile, spec.device)
-    if budget is None or device is None:
-        raise ConfigError(problems)
-    if budget.total_bytes is not None and budget.total_bytes > device.memory_bytes:
-        raise ConfigError(
-            f"the budget of {format_bytes(budget.total_bytes)} is more than the memory of {device.name!r} "
-            f"({format_bytes(device.memory_bytes)})"
-        )
-    return budget, device
-
-
-def _try(problems: list[str], parse: Callable[[G], T], given: G) -> T | None:
-    try:
-        return parse(given)
-    except ConfigError as error:
-        problems += error.problems
-        return None
-
-
-def _largest_remainder(shares: Sequence[float], total: int) -> list[int]:
-    """Whole numbers that add up to `total`, as near to the shares as whole numbers can be."""
-    exact = [total * share / math.fsum(shares) for share in shares]
-    counts = [math.floor(amount) for amount in exact]
-    by_remainder = sorted(range(len(shares)), key=lambda i: (counts[i] - exact[i], i))
-    for i in by_remainder[: total - sum(counts)]:
-        counts[i] += 1
-    return counts
+        This looks at all clients.
+        """
+        return self.availability.next_change_s(len(self), now_s)

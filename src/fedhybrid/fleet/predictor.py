@@ -8,14 +8,28 @@ state of some of them.
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
 import numpy as np
 
+from fedhybrid.errors import ConfigError
 from fedhybrid.records import FloatArray, IntArray
+from fedhybrid.registry import lookup, nearest_hint
 
-__all__ = ["FixedFraction", "LastValue", "MeanValue", "Predictor", "RunningMinimum", "State"]
+__all__ = [
+    "PREDICTORS",
+    "FixedFraction",
+    "LastValue",
+    "MeanValue",
+    "Predictor",
+    "RunningMinimum",
+    "State",
+    "make_predictor",
+]
 
 State = dict[str, FloatArray]
 
@@ -68,6 +82,10 @@ class FixedFraction:
     """
 
     share_ratio: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share_ratio <= 1:
+            raise ConfigError(f"share_ratio must be in [0, 1], got {self.share_ratio}")
 
     def init(self, clients: int) -> State:
         """Nothing seen."""
@@ -146,6 +164,22 @@ class RunningMinimum:
     cold_ratio: float = 0.5
     cold_windows: int = 5
 
+    def __post_init__(self) -> None:
+        ratios = ("smoothing_ratio", "quantile_ratio", "distance_smoothing_ratio", "cold_ratio")
+        least = {"step_ratio": 0, "first_safety_ratio": 0, "widening_gain": 0, "most_widening": 1, "cold_windows": 0}
+        problems = [
+            f"{name} must be in [0, 1], got {getattr(self, name)}"
+            for name in ratios
+            if not 0 <= getattr(self, name) <= 1
+        ]
+        problems += [
+            f"{name} must be at least {low}, got {getattr(self, name)}"
+            for name, low in least.items()
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= low)
+        ]
+        if problems:
+            raise ConfigError(problems)
+
     def init(self, clients: int) -> State:
         """Nothing seen; the names are those of the formula above, all bytes but `windows` and `widening`.
 
@@ -206,3 +240,34 @@ class RunningMinimum:
 def _newest(latest: FloatArray, available_bytes: FloatArray) -> FloatArray:
     found: FloatArray = np.where(np.isnan(available_bytes), latest, available_bytes)
     return found
+
+
+PREDICTORS: dict[str, Callable[..., Predictor]] = {
+    "average": MeanValue,
+    "fixed-fraction": FixedFraction,
+    "last-value": LastValue,
+    "running-minimum": RunningMinimum,
+}
+
+
+def make_predictor(name: str, options: Mapping[str, Any]) -> Predictor:
+    """A row of `PREDICTORS` with these options.
+
+    Raises:
+        ConfigError: No such predictor; options that it does not have, that are no numbers, or out of their range.
+    """
+    taker = lookup("predictor", PREDICTORS, name)
+    known = inspect.signature(taker).parameters
+    words = ", ".join(known) or "none"
+    problems = [
+        f"{key}: predictor {name!r} has no such option.{nearest_hint(key, known)} Known: {words}."
+        for key in options
+        if key not in known
+    ]
+    for key in (key for key in options if key in known):
+        wanted = int if isinstance(known[key].default, int) else (int, float)
+        if isinstance(options[key], bool) or not isinstance(options[key], wanted):
+            problems.append(f"{key} must be a {'whole ' if wanted is int else ''}number, got {options[key]!r}")
+    if problems:
+        raise ConfigError(problems)
+    return taker(**options)

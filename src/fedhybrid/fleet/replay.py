@@ -12,7 +12,7 @@ from fedhybrid.fleet.predictor import FixedFraction, Predictor
 from fedhybrid.fleet.traces import MemoryTraces
 from fedhybrid.records import FloatArray, IntArray
 
-__all__ = ["Replay", "Scores", "equal_fraction", "replay"]
+__all__ = ["Replay", "Scores", "equal_fraction", "promises_at_samples", "replay", "window_samples"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +55,8 @@ def replay(predictor: Predictor, traces: MemoryTraces, *, window_s: float) -> Re
     Raises:
         ConfigError: The window is no whole number of samples, or longer than the traces.
     """
-    samples = round(window_s / traces.period_s)
-    windows = traces.available_bytes.shape[1] // samples if samples >= 1 else 0
-    if windows < 1 or not math.isclose(samples * traces.period_s, window_s, rel_tol=1e-6):
-        raise ConfigError(
-            f"a window of {window_s:g} s must hold whole samples ({traces.period_s:g} s each) and fit into the traces "
-            f"({traces.duration_s:g} s)"
-        )
+    samples = window_samples(window_s, period_s=traces.period_s, duration_s=traces.duration_s)
+    windows = traces.available_bytes.shape[1] // samples
     state = predictor.init(len(traces))
     available: FloatArray = traces.available_bytes.astype(np.float64)
     state = predictor.observe(state, available[:, 0])
@@ -73,6 +68,52 @@ def replay(predictor: Predictor, traces: MemoryTraces, *, window_s: float) -> Re
         state = predictor.close_window(state)
     shaped = traces.available_bytes[:, : windows * samples].reshape(len(traces), windows, samples)
     return Replay(promised_bytes=np.array(promised).T, lowest_bytes=shaped.min(axis=2))
+
+
+def promises_at_samples(predictor: Predictor, traces: MemoryTraces, *, window_s: float) -> IntArray:
+    """What would be promised for a window that begins at each sample; shaped as `traces.available_bytes`.
+
+    The predictor is told two passes through the traces, which repeat without end, and what it promises in the second
+    counts: it knows the device then. It learns from windows that follow each other; a promise at a sample has seen that
+    sample, and the windows that ended before.
+
+    Args:
+        predictor: Any.
+        traces: Of a whole number of windows.
+        window_s: As for `replay`.
+
+    Raises:
+        ConfigError: As `replay`.
+    """
+    samples = window_samples(window_s, period_s=traces.period_s, duration_s=traces.duration_s)
+    columns = traces.available_bytes.shape[1]
+    assert columns % samples == 0, "a window would lie across the end of the traces"
+    promised = np.empty_like(traces.available_bytes)
+    state = predictor.init(len(traces))
+    for told in range(2 * columns):
+        column = told % columns
+        state = predictor.observe(state, traces.available_bytes[:, column].astype(np.float64))
+        if (told + 1) % samples == 0:
+            state = predictor.close_window(state)
+        if told >= columns:
+            promised[:, column] = predictor.predict(state)
+    return promised
+
+
+def window_samples(window_s: float, *, period_s: float, duration_s: float) -> int:
+    """Samples of a window.
+
+    Raises:
+        ConfigError: The window is no whole number of samples, or longer than the traces.
+    """
+    samples = round(window_s / period_s) if math.isfinite(window_s) else 0
+    fits = samples >= 1 and samples * period_s <= duration_s * (1 + 1e-9)
+    if not (fits and math.isclose(samples * period_s, window_s, rel_tol=1e-6)):
+        raise ConfigError(
+            f"a window of {window_s:g} s must hold whole samples ({period_s:g} s each) and fit into the traces "
+            f"({duration_s:g} s)"
+        )
+    return samples
 
 
 def equal_fraction(traces: MemoryTraces, *, window_s: float, skip_windows: int, violation_ratio: float) -> float:

@@ -12,9 +12,9 @@ from fedhybrid.errors import ConfigError
 from fedhybrid.records import FloatArray, IntArray
 from fedhybrid.seeds import derive_seed
 
-__all__ = ["MemoryTraces", "TraceSpec", "make_traces"]
+__all__ = ["MemoryTraces", "TraceSpec", "free_ratios", "make_traces", "sample_at"]
 
-_ROUNDING = 1e-9  # of a sample: 0.3 s is the third sample of 0.1 s, whatever binary fractions say
+_ROUNDING = 1e-6  # of a sample: 0.3 s is the third sample of 0.1 s, whatever binary fractions say
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,9 +44,7 @@ class MemoryTraces:
     def at(self, time_s: float | FloatArray, row: IntArray | None = None) -> IntArray:
         """Bytes available at `time_s`, of all rows or of those in `row`; one time for all or one for each."""
         rows = np.arange(len(self)) if row is None else row
-        sample = (
-            np.floor(np.asarray(time_s) / self.period_s + _ROUNDING).astype(np.int64) % self.available_bytes.shape[1]
-        )
+        sample = sample_at(time_s, self.period_s) % self.available_bytes.shape[1]
         found: IntArray = self.available_bytes[rows, sample]
         return found
 
@@ -131,15 +129,30 @@ def make_traces(spec: TraceSpec, memory_bytes: IntArray, *, seed: int) -> Memory
     Raises:
         ConfigError: Figures of the spec that make no sense; all of them.
     """
-    if problems := spec.problems():
-        raise ConfigError(problems)
-    rows = [
-        _free_ratio(spec, np.random.default_rng(derive_seed(seed, purpose="memory trace", client=number)))
-        for number in range(len(memory_bytes))
-    ]
-    free = np.array(rows).reshape(len(memory_bytes), _samples(spec))
+    free = free_ratios(spec, len(memory_bytes), seed=seed)
     available: NDArray[np.int64] = (free * np.asarray(memory_bytes)[:, None]).astype(np.int64)
     return MemoryTraces(period_s=spec.period_s, available_bytes=available)
+
+
+def free_ratios(spec: TraceSpec, rows: int, *, seed: int) -> FloatArray:
+    """The share of all memory that is free on each of `rows` devices, one column a sample; see `make_traces`.
+
+    Raises:
+        ConfigError: As `make_traces`.
+    """
+    if problems := spec.problems():
+        raise ConfigError(problems)
+    each = [
+        _free_ratio(spec, np.random.default_rng(derive_seed(seed, purpose="memory trace", client=number)))
+        for number in range(rows)
+    ]
+    return np.array(each).reshape(rows, _samples(spec))
+
+
+def sample_at(time_s: float | FloatArray, period_s: float) -> IntArray:
+    """The number of the sample that holds at `time_s`, counted from time 0."""
+    found: IntArray = np.floor(np.asarray(time_s) / period_s + _ROUNDING).astype(np.int64)
+    return found
 
 
 def _samples(spec: TraceSpec) -> int:

@@ -7,17 +7,21 @@ one, write its file (it opens with the paper), add its line to `METHODS`; the co
 from __future__ import annotations
 
 from fedhybrid.methods.division import Division
+from fedhybrid.methods.fedasync import FedAsync
 from fedhybrid.methods.fedavg import FedAvg
+from fedhybrid.methods.fedbuff import FedBuff
 from fedhybrid.methods.fedhybrid import FedHybrid
 from fedhybrid.methods.fedprox import FedProx
 from fedhybrid.methods.mesa import Mesa
 from fedhybrid.protocols import Method
 
-__all__ = ["METHODS", "Division", "FedAvg", "FedHybrid", "FedProx", "Mesa"]
+__all__ = ["METHODS", "Division", "FedAsync", "FedAvg", "FedBuff", "FedHybrid", "FedProx", "Mesa"]
 
 METHODS: dict[str, type[Method]] = {
     "division": Division,
+    "fedasync": FedAsync,
     "fedavg": FedAvg,
+    "fedbuff": FedBuff,
     "fedhybrid": FedHybrid,
     "fedprox": FedProx,
     "mesa": Mesa,

@@ -13,7 +13,8 @@ from fedhybrid.methods.local import train_locally
 from fedhybrid.protocols import ClientRuntime, Optimizer, RoundPlan, ServerState
 from fedhybrid.records import ClientTask, Update
 from fedhybrid.seeds import derive_seed
-from fedhybrid.tree import Tensors, average, detached_copy
+from fedhybrid.tree import Tensors, detached_copy
+from fedhybrid.updates import average_present
 
 __all__ = ["AbstractAveraging", "averaged_by_samples", "tasks_for_cohort"]
 
@@ -36,9 +37,15 @@ def tasks_for_cohort(server: ServerState, plan: RoundPlan) -> list[ClientTask]:
 
 def averaged_by_samples(server: ServerState, updates: Sequence[Update]) -> ServerState:
     """The mean of the clients' models, weighted by the samples that each holds; buffers (statistics of batch norm)
-    are averaged like parameters, so nothing of one client leaks to the next.
+    are averaged like parameters, so nothing of one client leaks to the next. Each element's mean is over those who sent
+    it; what nobody sent stays as it was.
     """
-    mean = average([update.weights for update in updates], [update.num_samples for update in updates])
+    mean = average_present(
+        server.weights,
+        [update.weights for update in updates],
+        [update.num_samples for update in updates],
+        [update.masks for update in updates],
+    )
     return ServerState(weights=mean, extra=server.extra)
 
 
@@ -58,6 +65,11 @@ class AbstractAveraging(ABC):
     @property
     def asynchronous(self) -> bool:
         """False: a mean of the models that came replaces the global one, which one slow client could take back."""
+        return False
+
+    @property
+    def differences(self) -> bool:
+        """Clients send whole models."""
         return False
 
     @property

@@ -13,7 +13,10 @@ import torch
 from torch import nn
 
 from fedhybrid.errors import ConfigError, FedHybridError
+from fedhybrid.models.char_gpt import CharGpt
+from fedhybrid.models.char_lstm import CharLstm
 from fedhybrid.models.cnn import Cnn
+from fedhybrid.models.cnn1d import Cnn1d
 from fedhybrid.models.mobilenet_v2 import MobileNetV2
 from fedhybrid.models.resnet import ResNet18, ResNet20
 from fedhybrid.models.vit import Vit
@@ -22,7 +25,10 @@ from fedhybrid.registry import lookup, nearest_hint
 __all__ = ["MODELS", "build_model", "find_factory"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "char-gpt": CharGpt,
+    "char-lstm": CharLstm,
     "cnn": Cnn,
+    "cnn1d": Cnn1d,
     "mobilenet_v2": MobileNetV2,
     "resnet18": ResNet18,
     "resnet20": ResNet20,
@@ -61,18 +67,18 @@ def _look_in_current_folder() -> None:
 def build_model(
     name: str,
     *,
-    input_shape: tuple[int, int, int],
+    input_shape: tuple[int, ...],
     classes: int,
     seed: int,
     options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """A freshly initialised model, in training mode.
 
-    A factory is given `input_shape` (channels, height, width) and `classes` where it names them, and `options`.
+    A factory is given `input_shape` and `classes` where it names them, and `options`.
 
     Args:
         name: A row of `MODELS` or `package.module:factory`.
-        input_shape: Channels, height, width of one image.
+        input_shape: Shape of one sample, as `Dataset.input_shape` says it.
         classes: Number of classes.
         seed: Decides the initial weights; torch's own generator is left as it was.
         options: Options of the factory, such as `{"width": 0.5, "norm": "group"}`.

@@ -16,12 +16,9 @@ __all__ = ["Cnn"]
 class Cnn(nn.Module):
     """Two convolutions with max-pooling and a linear layer; maps (b, c, h, w) to (b, classes), h and w at least 4."""
 
-    def __init__(
-        self, *, input_shape: tuple[int, int, int], classes: int, width: float = 1.0, norm: str = "none"
-    ) -> None:
+    def __init__(self, *, input_shape: tuple[int, ...], classes: int, width: float = 1.0, norm: str = "none") -> None:
         super().__init__()
-        channels = require_image("cnn", input_shape, least_side=4)
-        _, image_height, image_width = input_shape
+        channels, image_height, image_width = require_image("cnn", input_shape, least_side=4)
         first, second = scaled(32, width), scaled(64, width)
         self.features = nn.Sequential(
             nn.Conv2d(channels, first, 3, padding=1),

@@ -63,7 +63,7 @@ class MobileNetV2(nn.Module):
     def __init__(
         self,
         *,
-        input_shape: tuple[int, int, int],
+        input_shape: tuple[int, ...],
         classes: int,
         width: float = 1.0,
         norm: str = "batch",
@@ -72,7 +72,7 @@ class MobileNetV2(nn.Module):
         super().__init__()
         if not 0 <= dropout < 1:
             raise ConfigError(f"model option dropout must be in [0, 1), got {dropout}")
-        image_channels = require_image("mobilenet_v2", input_shape, least_side=8)
+        image_channels, _, _ = require_image("mobilenet_v2", input_shape, least_side=8)
         before = scaled(_STEM_CHANNELS, width, divisor=8)
         layers: list[nn.Module] = [*_conv_norm(image_channels, before, norm, kernel=3), nn.ReLU6()]
         for expansion, channels, repeats, first_stride in _SETTINGS:

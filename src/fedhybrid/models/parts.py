@@ -1,4 +1,4 @@
-"""Pieces that several convolutional networks share."""
+"""Pieces that several networks share: shapes, widths, normalisation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from fedhybrid.errors import ConfigError
 from fedhybrid.registry import lookup
 
-__all__ = ["conv3x3", "make_norm", "require_image", "scaled"]
+__all__ = ["conv3x3", "make_norm", "require_image", "require_shape", "scaled"]
 
 _MAX_GROUPS = 8
 
@@ -36,20 +36,26 @@ def _group_norm(channels: int) -> nn.Module:
     return nn.GroupNorm(groups, channels)
 
 
-_NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "batch": nn.BatchNorm2d,
-    "group": _group_norm,
-    "none": lambda channels: nn.Identity(),
-}
+_BATCH_NORMS: dict[int, Callable[[int], nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
 
 
-def make_norm(kind: str, channels: int) -> nn.Module:
+def make_norm(kind: str, channels: int, *, dimensions: int = 2) -> nn.Module:
     """The normalisation layer called `kind`: "batch", "group" (at most eight groups) or "none".
+
+    Args:
+        kind: See above.
+        channels: Of what it normalises.
+        dimensions: Beside batch and channels: 2 for images, 1 for signals.
 
     Raises:
         ConfigError: No such kind.
     """
-    return lookup("model option norm", _NORMS, kind)(channels)
+    kinds: dict[str, Callable[[int], nn.Module]] = {
+        "batch": _BATCH_NORMS[dimensions],
+        "group": _group_norm,
+        "none": lambda channels: nn.Identity(),
+    }
+    return lookup("model option norm", kinds, kind)(channels)
 
 
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
@@ -57,15 +63,34 @@ def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False)
 
 
-def require_image(model: str, input_shape: tuple[int, int, int], *, least_side: int) -> int:
-    """The image's channels, if its sides are long enough for the model's reductions.
+def require_shape(model: str, input_shape: tuple[int, ...], **least: int) -> tuple[int, ...]:
+    """The shape of one sample, if it has these dimensions and each is long enough.
+
+    Args:
+        model: The model's name, for the message.
+        input_shape: What the data have.
+        least: The dimensions by their names, in order, and the smallest length of each.
 
     Raises:
         ConfigError: They are not.
+
+    >>> require_shape("cnn1d", (3, 32, 32), channels=1, moments=4)
+    Traceback (most recent call last):
+    fedhybrid.errors.ConfigError: model 'cnn1d' needs inputs of channels x moments, at least 1x4; the data's are 3x32x32
     """
-    channels, height, width = input_shape
-    if channels < 1 or min(height, width) < least_side:
+    if len(input_shape) != len(least) or any(map(int.__lt__, input_shape, least.values())):
         raise ConfigError(
-            f"model {model!r} needs at least 1x{least_side}x{least_side} inputs, got {channels}x{height}x{width}"
+            f"model {model!r} needs inputs of {' x '.join(least)}, at least {'x'.join(map(str, least.values()))}; "
+            f"the data's are {'x'.join(map(str, input_shape)) or 'single numbers'}"
         )
-    return channels
+    return input_shape
+
+
+def require_image(model: str, input_shape: tuple[int, ...], *, least_side: int) -> tuple[int, int, int]:
+    """Channels, height and width of an image whose sides are long enough for the model's reductions.
+
+    Raises:
+        ConfigError: It is no image, or they are not.
+    """
+    channels, height, width = require_shape(model, input_shape, channels=1, height=least_side, width=least_side)
+    return channels, height, width

@@ -59,7 +59,7 @@ class _ResNet(nn.Module):
     def __init__(
         self,
         *,
-        input_shape: tuple[int, int, int],
+        input_shape: tuple[int, ...],
         classes: int,
         channels: tuple[int, ...],
         blocks: int,
@@ -67,7 +67,7 @@ class _ResNet(nn.Module):
         projection: bool,
     ) -> None:
         super().__init__()
-        image_channels = require_image("resnet", input_shape, least_side=2 ** (len(channels) - 1))
+        image_channels, _, _ = require_image("resnet", input_shape, least_side=2 ** (len(channels) - 1))
         self.stem = nn.Sequential(conv3x3(image_channels, channels[0]), make_norm(norm, channels[0]), nn.ReLU())
         stages: list[nn.Module] = []
         before = channels[0]
@@ -87,9 +87,7 @@ class _ResNet(nn.Module):
 class ResNet18(_ResNet):
     """ResNet-18 for small images: four stages of two blocks; 64, 128, 256, 512 channels times `width`."""
 
-    def __init__(
-        self, *, input_shape: tuple[int, int, int], classes: int, width: float = 1.0, norm: str = "batch"
-    ) -> None:
+    def __init__(self, *, input_shape: tuple[int, ...], classes: int, width: float = 1.0, norm: str = "batch") -> None:
         channels = tuple(scaled(c, width) for c in (64, 128, 256, 512))
         super().__init__(
             input_shape=input_shape, classes=classes, channels=channels, blocks=2, norm=norm, projection=True
@@ -99,9 +97,7 @@ class ResNet18(_ResNet):
 class ResNet20(_ResNet):
     """ResNet-20 for CIFAR: three stages of three blocks; 16, 32, 64 channels times `width`."""
 
-    def __init__(
-        self, *, input_shape: tuple[int, int, int], classes: int, width: float = 1.0, norm: str = "batch"
-    ) -> None:
+    def __init__(self, *, input_shape: tuple[int, ...], classes: int, width: float = 1.0, norm: str = "batch") -> None:
         channels = tuple(scaled(c, width) for c in (16, 32, 64))
         super().__init__(
             input_shape=input_shape, classes=classes, channels=channels, blocks=3, norm=norm, projection=False

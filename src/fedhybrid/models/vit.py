@@ -10,50 +10,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name that torch's own documentation uses
 
 from fedhybrid.errors import ConfigError
+from fedhybrid.models.parts import require_image
+from fedhybrid.models.transformer import Block, dropout_layer, size_problems
 
 __all__ = ["Vit"]
-
-
-def _dropout(ratio: float) -> nn.Module:
-    return nn.Dropout(ratio) if ratio else nn.Identity()
-
-
-class _Attention(nn.Module):
-    """Multi-head self-attention over (b, t, d)."""
-
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.dropout_ratio = dropout
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, t, d = x.shape
-        q, k, v = self.qkv(x).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        ratio = self.dropout_ratio if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=ratio)
-        return self.out(y.transpose(1, 2).reshape(b, t, d))  # type: ignore[no-any-return]
-
-
-class _Block(nn.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, dim: int, heads: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attention = _Attention(dim, heads, dropout)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), _dropout(dropout), nn.Linear(hidden, dim))
-        self.dropout = _dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(self.norm1(x)))
-        y: Tensor = self.dropout(self.mlp(self.norm2(x)))
-        return x + y
 
 
 class Vit(nn.Module):
@@ -62,7 +24,7 @@ class Vit(nn.Module):
     def __init__(
         self,
         *,
-        input_shape: tuple[int, int, int],
+        input_shape: tuple[int, ...],
         classes: int,
         depth: int = 12,
         dim: int = 192,
@@ -72,18 +34,13 @@ class Vit(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        channels, height, width = input_shape
+        channels, height, width = require_image("vit", input_shape, least_side=1)
         problems = []
         if patch < 1 or height % patch or width % patch:
             problems.append(f"model 'vit' cuts images into {patch} x {patch} patches; {height} x {width} do not divide")
-        if min(depth, dim, heads) < 1 or dim % heads:
-            problems.append(
-                f"model 'vit': depth, dim, heads must be positive and heads divide dim: {depth, dim, heads}"
-            )
         if token not in ("mean", "class"):
             problems.append(f"model option token must be 'mean' or 'class', got {token!r}")
-        if not 0 <= dropout < 1:
-            problems.append(f"model option dropout must be in [0, 1), got {dropout}")
+        problems += size_problems("vit", depth=depth, dim=dim, heads=heads, dropout=dropout)
         if problems:
             raise ConfigError(problems)
         tokens = (height // patch) * (width // patch)
@@ -91,8 +48,8 @@ class Vit(nn.Module):
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if token == "class" else None
         self.positions = nn.Parameter(torch.zeros(1, tokens + (token == "class"), dim))
         nn.init.trunc_normal_(self.positions, std=0.02)
-        self.dropout = _dropout(dropout)
-        self.blocks = nn.Sequential(*(_Block(dim, heads, 4 * dim, dropout) for _ in range(depth)))
+        self.dropout = dropout_layer(dropout)
+        self.blocks = nn.Sequential(*(Block(dim, heads, 4 * dim, dropout) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, classes)
 

@@ -190,13 +190,25 @@ class TaskCost:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskEvent:
-    """A task's end, as a driver reports it at time `at_s` of its clock; `duration_s` is from submission to end."""
+    """A task's end, as a driver reports it.
+
+    Attributes:
+        ticket: Of its submission.
+        at_s: The driver's clock then.
+        duration_s: From submission to end.
+        result: What came of it.
+        cost: What it took.
+        budget_bytes: What the client promised for its training step when it was given the task.
+        planned_peak_bytes: Of the largest program that it ran; None where none ran.
+    """
 
     ticket: int
     at_s: float
     duration_s: float
     result: Update | Failure
     cost: TaskCost = field(default_factory=TaskCost)
+    budget_bytes: int = 0
+    planned_peak_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import UnionType
@@ -122,9 +121,11 @@ def _text(where: object, content: bytes) -> str:
 
 
 def append_jsonl(path: Path, records: Iterable[Any]) -> int:
-    """Adds one line a record; they are on disk when this returns the file's new length in bytes."""
+    """Adds one line a record; returns the file's new length in bytes.
+
+    The lines are safe from the end of this process when this returns, but not yet from that of the machine.
+    """
     with path.open("ab") as out:
         out.write("".join(as_json(record) + "\n" for record in records).encode())
         out.flush()
-        os.fsync(out.fileno())
         return out.tell()

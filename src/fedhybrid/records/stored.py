@@ -30,6 +30,7 @@ class RoundRecord:
         staleness_mean: Mean number of aggregations between a task's start and its use; None without updates.
         energy_j: Joules of all devices above idle; None where a profile has no figures.
         violations: Steps during which a device had less memory left than the running program needs.
+        client_accuracy: Mean over the clients that tested the model on their own data; None where none did.
     """
 
     round: int
@@ -47,6 +48,7 @@ class RoundRecord:
     staleness_mean: float | None = None
     energy_j: float | None = None
     violations: int = 0
+    client_accuracy: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,7 @@ class ClientRecord:
         energy_j: Joules above idle; None where the profile has no figures.
         violations: Steps during which the device had less memory left than the running program needs.
         switches: How often it moved along its ladder of plans.
+        accuracy: Of the model on the client's own data, where the task was to test it.
     """
 
     round: int
@@ -100,6 +103,7 @@ class ClientRecord:
     energy_j: float | None = None
     violations: int = 0
     switches: int = 0
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

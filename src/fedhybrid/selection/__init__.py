@@ -5,12 +5,29 @@ from __future__ import annotations
 from fedhybrid.protocols import Policy
 from fedhybrid.selection.exclusion import Exclusion
 from fedhybrid.selection.fedhybrid import FedHybridSelection
+from fedhybrid.selection.oort import Oort
+from fedhybrid.selection.planned_utility import PlannedUtility
+from fedhybrid.selection.power_of_choice import PowerOfChoice
+from fedhybrid.selection.round_robin import RoundRobin
 from fedhybrid.selection.uniform import Uniform
 
-__all__ = ["POLICIES", "Exclusion", "FedHybridSelection", "Uniform"]
+__all__ = [
+    "POLICIES",
+    "Exclusion",
+    "FedHybridSelection",
+    "Oort",
+    "PlannedUtility",
+    "PowerOfChoice",
+    "RoundRobin",
+    "Uniform",
+]
 
 POLICIES: dict[str, type[Policy]] = {
     "exclusion": Exclusion,
     "fedhybrid": FedHybridSelection,
+    "oort": Oort,
+    "planned-utility": PlannedUtility,
+    "power-of-choice": PowerOfChoice,
+    "round-robin": RoundRobin,
     "uniform": Uniform,
 }

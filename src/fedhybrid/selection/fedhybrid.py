@@ -22,7 +22,6 @@ RECONSTRUCTED (the public text is silent or contradicts itself):
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,7 +31,15 @@ from fedhybrid.errors import ConfigError
 from fedhybrid.protocols import CandidateView, PolicyState
 from fedhybrid.records import FloatArray, IntArray, Outcome
 from fedhybrid.selection.arms import Arms, empty_arms, lookup_arms, updated_arms
-from fedhybrid.selection.sampling import pick, round_rng
+from fedhybrid.selection.bandit import (
+    count_bonus,
+    exploited_places,
+    exploration_share_ratio,
+    last_round_bonus,
+    normalised,
+)
+from fedhybrid.selection.options import choice_problems, least_problems, percentile_problems, ratio_problems
+from fedhybrid.selection.sampling import best, pick, round_rng
 
 __all__ = ["FedHybridSelection"]
 
@@ -64,23 +71,16 @@ class FedHybridSelection:
 
     def __post_init__(self) -> None:
         problems = [
-            f"policy option {name} must be one of {', '.join(choices)}, got {value!r}"
-            for name, value, choices in (("stat", self.stat, _STATS), ("score", self.score, _SCORES))
-            if value not in choices
+            *choice_problems("stat", self.stat, _STATS),
+            *choice_problems("score", self.score, _SCORES),
+            *ratio_problems(
+                exploration_ratio=self.exploration_ratio,
+                exploration_decay=self.exploration_decay,
+                exploration_floor_ratio=self.exploration_floor_ratio,
+            ),
+            *least_problems(0, bonus=self.bonus),
+            *percentile_problems(clip_percentile=self.clip_percentile),
         ]
-        problems += [
-            f"policy option {name} must be in [0, 1], got {value}"
-            for name, value in (
-                ("exploration_ratio", self.exploration_ratio),
-                ("exploration_decay", self.exploration_decay),
-                ("exploration_floor_ratio", self.exploration_floor_ratio),
-            )
-            if not 0 <= value <= 1
-        ]
-        if not (math.isfinite(self.bonus) and self.bonus >= 0):
-            problems.append(f"policy option bonus must be at least 0, got {self.bonus}")
-        if not 0 < self.clip_percentile <= 100:
-            problems.append(f"policy option clip_percentile must be in (0, 100], got {self.clip_percentile}")
         if problems:
             raise ConfigError(problems)
 
@@ -98,13 +98,13 @@ class FedHybridSelection:
         arms = lookup_arms(candidates.client[fit], state)
         untried, tried = fit[~arms.tried], fit[arms.tried]
         count = min(count, len(fit))
-        # Rounded up, and in this form, so that 10 * 0.9 is 9 explored: 10 * (1 - 0.9) is a little below 1.
-        exploited = count - math.ceil(count * self.exploration_share_ratio(round_index) - 1e-9)
-        exploited = min(max(exploited, count - len(untried)), len(tried))
-        score = self.scores(candidates, arms, fit, round_index)[arms.tried]
-        best = tried[np.lexsort((rng.random(len(tried)), -score))[:exploited]]
+        exploited = exploited_places(
+            count, self.exploration_share_ratio(round_index), tried=len(tried), untried=len(untried)
+        )
+        score = self.scores(candidates, arms.of_tried(), tried, round_index)
+        chosen = best(tried, score, exploited, rng)
         explored = pick(untried, count - exploited, rng)
-        return np.sort(candidates.client[np.concatenate([best, explored])]), state
+        return np.sort(candidates.client[np.concatenate([chosen, explored])]), state
 
     def observe(self, outcomes: Sequence[Outcome], state: PolicyState) -> PolicyState:
         """Remembers losses and participations."""
@@ -112,17 +112,21 @@ class FedHybridSelection:
 
     def exploration_share_ratio(self, round_index: int) -> float:
         """Share of the cohort for untried clients in round `round_index` (the first is 0)."""
-        return max(self.exploration_floor_ratio, self.exploration_ratio * self.exploration_decay**round_index)
+        return exploration_share_ratio(
+            round_index,
+            first_ratio=self.exploration_ratio,
+            decay=self.exploration_decay,
+            floor_ratio=self.exploration_floor_ratio,
+        )
 
     def scores(self, candidates: CandidateView, arms: Arms, rows: IntArray, round_index: int) -> FloatArray:
         """Normalised utility plus bonus of the candidates in `rows`; means nothing where a client is untried."""
         utility = np.nan_to_num(self._utility(candidates, arms, rows), nan=0.0)
-        log_round = math.log(round_index + 1)
         if self.score == "ucb1":
-            bonus = self.bonus * np.sqrt(2 * log_round / arms.times)
+            bonus = count_bonus(self.bonus, arms.times, round_index)
         else:
-            bonus = np.sqrt(self.bonus * log_round / arms.last_round)
-        return self._normalised(utility, arms.tried) + bonus
+            bonus = last_round_bonus(self.bonus, arms.last_round, round_index)
+        return normalised(utility, arms.tried, self.clip_percentile) + bonus
 
     def _utility(self, candidates: CandidateView, arms: Arms, rows: IntArray) -> FloatArray:
         """Stat * MemStat * CompStat; NaN where no loss is known."""
@@ -134,14 +138,3 @@ class FedHybridSelection:
         comp_stat = 1.0 / np.maximum(candidates.kernel_s[rows], 1e-12)
         product: FloatArray = stat * mem_stat * comp_stat
         return product
-
-    def _normalised(self, utility: FloatArray, tried: np.ndarray) -> FloatArray:
-        """To [0, 1] between the lowest and the clip percentile of the tried clients; all 1 where they do not differ."""
-        if not tried.any():
-            return np.ones_like(utility)
-        low = float(utility[tried].min())
-        high = float(np.percentile(utility[tried], self.clip_percentile))
-        if high <= low:
-            return np.ones_like(utility)
-        normalised: FloatArray = np.clip((utility - low) / (high - low), 0.0, 1.0)
-        return normalised

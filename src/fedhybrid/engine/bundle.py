@@ -1,0 +1,75 @@
+"""Groups of named tensors and a JSON header as one piece of bytes: for checkpoints, and between processes.
+
+The form is safetensors; the header travels in its metadata. A tensor that stands in several groups is stored once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+from torch import Tensor
+
+from fedhybrid.errors import ConfigError
+from fedhybrid.tree import Tensors
+
+__all__ = ["pack_bundle", "read_bundle", "unpack_bundle"]
+
+_KEY = "fedhybrid"  # one key only: safetensors keeps several in no fixed order
+_PREFIX_BYTES = 8
+
+
+def pack_bundle(header: Mapping[str, Any], groups: Mapping[str, Tensors]) -> bytes:
+    """All of it as bytes; group names must not contain '/'."""
+    stored: dict[str, Tensor] = {}
+    first: dict[int, str] = {}
+    same: dict[str, str] = {}
+    for group, tensors in groups.items():
+        for name, tensor in tensors.items():
+            path = f"{group}/{name}"
+            if (known := first.setdefault(id(tensor), path)) != path:
+                same[path] = known
+            else:
+                stored[path] = _own(tensor)
+    content = {"header": header, "same": same, "groups": list(groups)}
+    return save(stored, metadata={_KEY: json.dumps(content, allow_nan=False)})
+
+
+def unpack_bundle(packed: bytes) -> tuple[dict[str, Any], dict[str, Tensors]]:
+    """Header and groups again; for bytes of this program's own making."""
+    length_bytes = int.from_bytes(packed[:_PREFIX_BYTES], "little")
+    metadata = json.loads(packed[_PREFIX_BYTES : _PREFIX_BYTES + length_bytes])["__metadata__"]
+    return _sorted_out(metadata, load(packed))
+
+
+def read_bundle(path: Path) -> tuple[dict[str, Any], dict[str, Tensors]]:
+    """Header and groups of a file.
+
+    Raises:
+        ConfigError: The file is none of this form.
+    """
+    try:
+        with safe_open(path, framework="pt") as stored:
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+            return _sorted_out(stored.metadata() or {}, tensors)
+    except (SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} is no checkpoint of a run ({error}); start again with another --out") from error
+
+
+def _sorted_out(metadata: Mapping[str, str], tensors: Tensors) -> tuple[dict[str, Any], dict[str, Tensors]]:
+    content = json.loads(metadata[_KEY])
+    groups: dict[str, Tensors] = {group: {} for group in content["groups"]}
+    for path, tensor in (tensors | {path: tensors[known] for path, known in content["same"].items()}).items():
+        group, _, name = path.partition("/")
+        groups[group][name] = tensor
+    return content["header"], groups
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """The tensor in memory of its own, as the form wants it."""
+    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if whole and tensor.is_contiguous() else tensor.clone().contiguous()

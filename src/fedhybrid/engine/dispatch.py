@@ -1,0 +1,186 @@
+"""From a cohort to tasks under way, and from ended tasks to records: what every schedule shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from fedhybrid.engine.federation import Federation
+from fedhybrid.engine.world import World
+from fedhybrid.protocols import PolicyState, RoundPlan, ServerState
+from fedhybrid.records import COMPLETED, ClientRecord, ClientTask, Outcome, RoundRecord, TaskEvent, Update
+from fedhybrid.seeds import derive_seed
+
+__all__ = ["Dispatcher", "Played", "choose", "outcome_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Played:
+    """What a round leaves: the new server, the policy's new state, and the records (clients in order of their end)."""
+
+    server: ServerState
+    policy: PolicyState
+    selections: int
+    record: RoundRecord
+    clients: list[ClientRecord]
+
+
+def choose(
+    job: Federation, world: World, policy: PolicyState, count: int, selection: int
+) -> tuple[list[int], PolicyState]:
+    """Asks the policy for a cohort among the clients that are online and free."""
+    seed = derive_seed(job.seed, purpose="select", round_index=selection)
+    view = world.candidates()
+    cohort, policy = job.policy.select(view, count, policy, round_index=selection, seed=seed)
+    return cohort.tolist(), policy
+
+
+@dataclass(kw_only=True)
+class Dispatcher:
+    """Gives out the tasks of one round (or aggregation), and keeps the books on their ends.
+
+    Attributes:
+        job: The parts of the run.
+        world: Driver, plans and data.
+        round_index: Of the round whose books these are.
+        on_task: Is told of each end.
+        events: What has ended, in order.
+        records: Of the same.
+    """
+
+    job: Federation
+    world: World
+    round_index: int
+    on_task: Callable[[ClientRecord], None]
+    events: list[TaskEvent] = field(default_factory=list)
+    records: list[ClientRecord] = field(default_factory=list)
+
+    def assign(self, server: ServerState, cohort: Sequence[int], *, draw: int, phase: str = "train") -> list[int]:
+        """Sends each client of the cohort its task; returns the tickets."""
+        job, world = self.job, self.world
+        promised = world.promised(cohort)
+        plans = {
+            client: world.book.choose(world.device(client).name, budget_bytes)
+            for client, budget_bytes in zip(cohort, promised, strict=True)
+        }
+        plan = RoundPlan(
+            round_index=server.version,
+            cohort=tuple(cohort),
+            plans=plans,
+            work=job.work,
+            run_seed=job.seed,
+            draw=draw,
+            phase=phase,
+        )
+        return [self.submit(task) for task in job.method.assign(server, plan)]
+
+    def submit(self, task: ClientTask) -> int:
+        """Sends one task; returns its ticket."""
+        ticket = self.world.driver.submit(task.client, task)
+        self.world.tasks[ticket] = task
+        return ticket
+
+    def ended(self, event: TaskEvent, *, version: int) -> ClientRecord:
+        """Writes down the end of a task at this version of the server."""
+        task = self.world.tasks.pop(event.ticket)
+        record = _client_record(self.world, task, event, self.round_index, version)
+        self.events.append(event)
+        self.records.append(record)
+        self.on_task(record)
+        return record
+
+    def close(
+        self,
+        *,
+        server: ServerState,
+        used: Sequence[Update],
+        accuracy: tuple[float | None, float | None],
+        wall_time_s: float,
+    ) -> RoundRecord:
+        """The round's record.
+
+        Args:
+            server: After the round.
+            used: The updates that it was made of.
+            accuracy: Accuracy and loss on the test set, None where it was not tested.
+            wall_time_s: Real seconds since the run began.
+        """
+        costs = [event.cost for event in self.events]
+        energies_j = [cost.energy_j for cost in costs]
+        training = [record for record in self.records if record.kind != "evaluate"]
+        tested = [record.accuracy for record in self.records if record.accuracy is not None]
+        version = server.version - 1 if used else server.version
+        return RoundRecord(
+            round=self.round_index,
+            virtual_time_s=self.world.driver.now(),
+            accuracy=accuracy[0],
+            loss=accuracy[1],
+            train_loss=_train_loss(used),
+            cohort=sorted(record.client for record in training),
+            completed=sum(record.outcome == COMPLETED for record in training),
+            failed=sum(record.outcome != COMPLETED for record in training),
+            bytes_up=sum(cost.bytes_up for cost in costs),
+            bytes_down=sum(cost.bytes_down for cost in costs),
+            wall_time_s=wall_time_s,
+            late=sum(record.outcome == "late" for record in training),
+            staleness_mean=sum(version - update.round_index for update in used) / len(used) if used else None,
+            energy_j=None if None in energies_j else sum(e for e in energies_j if e is not None),
+            violations=sum(cost.violations for cost in costs),
+            client_accuracy=sum(tested) / len(tested) if tested else None,
+        )
+
+
+def outcome_of(world: World, event: TaskEvent, selection: int) -> Outcome:
+    """What the policy learns of a task's end."""
+    result = event.result
+    completed = isinstance(result, Update)
+    seen = result.samples_seen if isinstance(result, Update) else 0
+    return Outcome(
+        client=result.client,
+        round_index=selection,
+        squared_loss_mean=result.squared_loss_sum / seen if isinstance(result, Update) and seen else None,
+        num_samples=world.num_samples(result.client),
+        duration_s=event.duration_s,
+        kind=COMPLETED if completed else _kind_of(event),
+    )
+
+
+def _kind_of(event: TaskEvent) -> str:
+    return COMPLETED if isinstance(event.result, Update) else event.result.kind
+
+
+def _client_record(world: World, task: ClientTask, event: TaskEvent, round_index: int, version: int) -> ClientRecord:
+    tier, result = world.tier(task.client), event.result
+    ran = result if isinstance(result, Update) else result.ran
+    update = result if isinstance(result, Update) else None
+    return ClientRecord(
+        round=round_index,
+        client=task.client,
+        tier=tier.name,
+        device=tier.device.name,
+        outcome=_kind_of(event),
+        budget_bytes=event.budget_bytes,
+        planned_peak_bytes=event.planned_peak_bytes,
+        measured_peak_bytes=ran.measured_peak_bytes if ran else None,
+        plan=task.plan,
+        samples=ran.samples_seen if ran else 0,
+        steps=ran.steps if ran else 0,
+        train_loss=update.loss_mean if update else None,
+        virtual_time_s=event.duration_s,
+        detail="" if isinstance(result, Update) else result.detail,
+        kind=task.kind,
+        at_s=event.at_s,
+        staleness=version - task.round_index,
+        bytes_up=event.cost.bytes_up,
+        bytes_down=event.cost.bytes_down,
+        energy_j=event.cost.energy_j,
+        violations=event.cost.violations,
+        switches=event.cost.switches,
+        accuracy=update.metrics.get("accuracy") if update else None,
+    )
+
+
+def _train_loss(updates: Sequence[Update]) -> float | None:
+    """Mean loss of the samples that were trained on; None where nobody trained."""
+    seen = sum(update.samples_seen for update in updates)
+    return sum(update.loss_mean * update.samples_seen for update in updates) / seen if seen else None

@@ -1,0 +1,119 @@
+"""Who does the training: this very process, task after task when its result is wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol, final
+
+import torch
+
+from fedhybrid.engine.plans import PlanBook
+from fedhybrid.engine.runtime import Stretch, Workbench
+from fedhybrid.engine.traffic import Delivery, Traffic
+from fedhybrid.engine.walk import Leg
+from fedhybrid.protocols import Method
+from fedhybrid.records import ClientTask, IntArray, Update
+from fedhybrid.tree import Tensors
+
+__all__ = ["InThisProcess", "Job", "Labour", "do_job"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Job:
+    """A task with all that its client needs.
+
+    Attributes:
+        task: What to do.
+        device: Name of the client's profile.
+        legs: Its programs.
+        shard: The client's sample numbers.
+        state: What the client has kept.
+        at_s: When it ends on the virtual clock, which says whose result is wanted first.
+        evaluation_batch: Samples of a batch, for tasks of the kind "evaluate".
+    """
+
+    task: ClientTask
+    device: str
+    legs: tuple[Leg, ...]
+    shard: IntArray
+    state: Tensors
+    at_s: float
+    evaluation_batch: int = 0
+
+
+class Labour(Protocol):
+    """Does jobs. A job's result depends on the job alone, so neither order nor number of hands changes it."""
+
+    def begin(self, ticket: int, job: Job) -> None:
+        """Takes a job on; it may be worked at from now on."""
+        ...
+
+    def finish(self, ticket: int) -> Delivery:
+        """The job's result; waits for it."""
+        ...
+
+    def drop(self, ticket: int) -> None:
+        """Nobody wants this job's result any more."""
+        ...
+
+    def close(self) -> None:
+        """The end; what is still being done is given up."""
+        ...
+
+
+def do_job(job: Job, method: Method, bench: Workbench, book: PlanBook, traffic: Traffic) -> Delivery:
+    """Does a job: what the client computes, and how it packs what it sends."""
+    if job.task.kind == "evaluate":
+        return Delivery(update=_evaluated(job, bench))
+    stretches = [Stretch(program=book.program(job.device, leg.plan), steps=leg.steps) for leg in job.legs]
+    update = bench.run(method, job.task, job.shard, stretches, job.state)
+    return traffic.packed(update, job.task, job.state)
+
+
+def _evaluated(job: Job, bench: Workbench) -> Update:
+    """The model on the client's own data; nothing is learnt."""
+    task = job.task
+    bench.evaluator.load(task.weights)
+    peak_bytes = bench.sizes.peak_bytes(job.evaluation_batch)
+    correct, losses = bench.evaluator.answers(torch.from_numpy(job.shard), job.evaluation_batch)
+    return Update(
+        client=task.client,
+        round_index=task.round_index,
+        weights={},
+        num_samples=len(job.shard),
+        samples_seen=len(job.shard),
+        steps=0,
+        loss_mean=float(losses.mean()),
+        squared_loss_sum=float(losses.square().sum()),
+        measured_peak_bytes=peak_bytes,
+        kind=task.kind,
+        metrics={"accuracy": float(correct.to(torch.float64).mean())},
+    )
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InThisProcess:
+    """Works when asked for a result."""
+
+    method: Method
+    bench: Workbench
+    book: PlanBook
+    traffic: Traffic
+    jobs: dict[int, Job] = field(default_factory=dict)
+
+    def begin(self, ticket: int, job: Job) -> None:
+        """Notes it."""
+        self.jobs[ticket] = job
+
+    def finish(self, ticket: int) -> Delivery:
+        """Does it now."""
+        return do_job(self.jobs.pop(ticket), self.method, self.bench, self.book, self.traffic)
+
+    def drop(self, ticket: int) -> None:
+        """Forgets it."""
+        self.jobs.pop(ticket, None)
+
+    def close(self) -> None:
+        """Nothing to end."""
+        self.jobs.clear()

@@ -1,0 +1,73 @@
+"""One aggregation of an asynchronous run: keep clients at work, and combine updates as soon as enough have come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from fedhybrid.engine.dispatch import Dispatcher, Played, choose, outcome_of
+from fedhybrid.engine.federation import Federation
+from fedhybrid.engine.rounds import aggregated, prepared
+from fedhybrid.engine.world import World
+from fedhybrid.protocols import PolicyState, ServerState
+from fedhybrid.records import ClientRecord, Failure, TaskEvent, Update
+
+__all__ = ["play_merge"]
+
+_PATIENCE = 100  # so many failures for each update that is wanted, and the server goes on with what it has
+
+
+def play_merge(
+    job: Federation,
+    world: World,
+    server: ServerState,
+    policy: PolicyState,
+    *,
+    round_index: int,
+    selections: int,
+    wall_time_s: Callable[[], float],
+    on_task: Callable[[ClientRecord], None],
+) -> Played:
+    """Goes on until `schedule.buffer` updates have come, and combines them; see `rounds.play_round` for the rest.
+
+    Tasks are still under way at the end: they belong to a later aggregation, and are part of a checkpoint. An update
+    that is staler than `schedule.max_staleness` counts as the failure "stale".
+    """
+    desk = Dispatcher(job=job, world=world, round_index=round_index, on_task=on_task)
+    if round_index == 0:
+        server = prepared(job, world, server, desk)
+    buffer: list[Update] = []
+    failures = 0
+    while len(buffer) < job.schedule.buffer and failures < _PATIENCE * job.schedule.buffer:
+        free = job.schedule.in_flight - len(world.driver.busy)
+        if free > 0:
+            cohort, policy = choose(job, world, policy, free, selections)
+            desk.assign(server, cohort, draw=selections)
+            selections += 1
+        short = len(world.driver.busy) < job.schedule.in_flight
+        event = world.driver.next_event(world.next_arrival_s() if short else None)
+        if event is None:
+            if not world.driver.busy and not world.wait_for_somebody():
+                break
+            continue
+        event = _fresh_enough(event, server.version, job.schedule.max_staleness)
+        desk.ended(event, version=server.version)
+        policy = job.policy.observe([outcome_of(world, event, selections)], policy)
+        if isinstance(event.result, Update):
+            buffer.append(event.result)
+        else:
+            failures += 1
+    server = aggregated(job, server, buffer)
+    record = desk.close(
+        server=server, used=buffer, accuracy=world.score(server, round_index), wall_time_s=wall_time_s()
+    )
+    return Played(server=server, policy=policy, selections=selections, record=record, clients=desk.records)
+
+
+def _fresh_enough(event: TaskEvent, version: int, most: int | None) -> TaskEvent:
+    result = event.result
+    if most is None or not isinstance(result, Update) or version - result.round_index <= most:
+        return event
+    detail = f"its model was {version - result.round_index} aggregations old, at most {most} are used"
+    failure = Failure(client=result.client, round_index=result.round_index, kind="stale", detail=detail, ran=result)
+    return replace(event, result=failure)

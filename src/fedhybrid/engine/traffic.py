@@ -1,0 +1,101 @@
+"""What goes over the links: models down, updates up, each through its pipeline, counted to the byte."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+
+from fedhybrid.records import ClientTask, Update
+from fedhybrid.tree import Tensors, total_bytes
+from fedhybrid.updates import Pipeline
+
+__all__ = ["Delivery", "Traffic"]
+
+_FIGURE_BYTES = 8  # of each figure in a reply that holds no tensors
+_REMEMBERED = 8  # models that were sent last: a cohort gets the same one
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Delivery:
+    """What a client sends: its update and, where a pipeline has packed its tensors, the bytes that travel.
+
+    With a payload the update's own `weights` and `masks` are empty: they are in the payload.
+    """
+
+    update: Update
+    payload: bytes | None = None
+
+
+@final
+class Traffic:
+    """The two directions. An empty pipeline sends tensors as they are: the bytes of their elements.
+
+    Attributes:
+        down: From the server.
+        up: From the clients; its reference is the model that the client received or, where the method sends
+            differences, nothing but zeros.
+    """
+
+    def __init__(self, *, down: Pipeline, up: Pipeline, differences: bool) -> None:
+        self.down, self.up, self._differences = down, up, differences
+        # By identity: the same dictionary is given to a whole cohort; it is kept so that its identity stays its own.
+        self._sent: OrderedDict[int, tuple[Tensors, Tensors, int]] = OrderedDict()
+
+    def sent_down(self, weights: Tensors) -> tuple[Tensors, int]:
+        """What arrives of a model, and how many bytes it takes."""
+        known = self._sent.get(id(weights))
+        if known is None:
+            if self.down.is_identity or not weights:
+                known = (weights, weights, total_bytes(weights))
+            else:
+                sent = self.down.encode(weights, reference=weights, state={}, seed=0)
+                known = (weights, self.down.decode(sent.payload, reference=weights).values, sent.num_bytes)
+            self._sent[id(weights)] = known
+            while len(self._sent) > _REMEMBERED:
+                self._sent.popitem(last=False)
+        return known[1], known[2]
+
+    def plain_bytes(self, weights: Tensors) -> int:
+        """Of a model without any pipeline."""
+        return total_bytes(weights)
+
+    def bytes_up(self, delivery: Delivery) -> int:
+        """What a delivery takes on the uplink."""
+        if delivery.payload is not None:
+            return len(delivery.payload)
+        update = delivery.update
+        if not update.weights:
+            return _FIGURE_BYTES * len(update.metrics)
+        return self.up.exact_bytes(update.weights, update.masks)
+
+    def packed(self, update: Update, task: ClientTask, before: Tensors) -> Delivery:
+        """The update as the client sends it; `before` is what it had kept, the pipeline's own state among it."""
+        if self.up.is_identity or not update.weights:
+            return Delivery(update=update)
+        sent = self.up.encode(
+            update.weights,
+            reference=self._reference(task.weights),
+            state=before,
+            seed=task.seed,
+            masks=update.masks,
+        )
+        kept = before if update.state is None else update.state
+        state = {**kept, **sent.state} if sent.state else update.state
+        return Delivery(update=replace(update, weights={}, masks={}, state=state), payload=sent.payload)
+
+    def unpacked(self, delivery: Delivery, received: Tensors) -> Update:
+        """The update as the server reads it; `received` is the model that the client had.
+
+        Raises:
+            ConfigError: The payload is not what the pipeline sends.
+        """
+        if delivery.payload is None:
+            return delivery.update
+        read = self.up.decode(delivery.payload, reference=self._reference(received))
+        return replace(delivery.update, weights=read.values, masks=read.masks)
+
+    def _reference(self, weights: Tensors) -> Tensors:
+        return {name: torch.zeros_like(tensor) for name, tensor in weights.items()} if self._differences else weights

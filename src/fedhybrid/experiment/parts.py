@@ -1,0 +1,132 @@
+"""From tables of a checked recipe to the small parts of a run that need no data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedhybrid.engine import Evaluation, Faults, Schedule, read_incidents
+from fedhybrid.errors import ConfigError
+from fedhybrid.executor import PlanOptions
+from fedhybrid.experiment.config import PlannerTable, RunConfig
+from fedhybrid.fleet import AvailabilitySpec, Fleet, MemorySpec, TierSpec, TraceSpec, make_fleet
+from fedhybrid.methods import METHODS
+from fedhybrid.records import LocalWork
+from fedhybrid.registry import lookup
+from fedhybrid.updates import Pipeline, parse_pipeline
+
+__all__ = ["evaluation_of", "faults_of", "fleet_of", "planning_of", "schedule_of", "traffic_of", "work_of"]
+
+
+def planning_of(planner: PlannerTable) -> PlanOptions:
+    """How plans are made.
+
+    Raises:
+        ConfigError: An option that is none.
+    """
+    return PlanOptions(
+        actions=tuple(planner.actions),
+        solver=planner.solver,
+        codecs=tuple(planner.codecs),
+        max_gradient_error=planner.max_gradient_error,
+    )
+
+
+def work_of(config: RunConfig) -> LocalWork:
+    """How much a client trains."""
+    train = config.train
+    return LocalWork(
+        epochs=train.epochs,
+        batch_size=train.batch_size,
+        lr=train.lr,
+        last_batch=train.last_batch,
+        steps=train.steps,
+        samples=train.samples,
+    )
+
+
+def schedule_of(config: RunConfig) -> Schedule:
+    """When the server waits for whom.
+
+    Raises:
+        ConfigError: Options outside their range or that do not go together, or a method that cannot aggregate so.
+    """
+    table = config.schedule
+    schedule = Schedule(
+        **table.model_dump(exclude={"in_flight"}),
+        in_flight=config.fleet.clients_per_round if table.in_flight is None else table.in_flight,
+    )
+    problems = []
+    if schedule.asynchronous and not lookup("method", METHODS, config.method)(**config.method_options).asynchronous:
+        known = ", ".join(sorted(name for name, row in METHODS.items() if _is_asynchronous(row)))
+        problems.append(
+            f"schedule.kind is 'asynchronous', but method {config.method!r} does not know how to combine updates of "
+            f'different staleness; use one of {known} (planner.enabled = "on" gives them plans)'
+        )
+    if schedule.asynchronous and config.evaluation.clients:
+        problems.append("evaluation.clients is for synchronous rounds; an asynchronous run is tested on the test set")
+    if problems:
+        raise ConfigError(problems)
+    return schedule
+
+
+def _is_asynchronous(row: type) -> bool:
+    return bool(row().asynchronous)
+
+
+def faults_of(config: RunConfig) -> Faults:
+    """What goes wrong on purpose.
+
+    Raises:
+        ConfigError: Probabilities that are none, or a trace that cannot be read.
+    """
+    table = config.failures
+    incidents = () if table.trace is None else read_incidents(Path(table.trace))
+    return Faults(**table.model_dump(exclude={"trace"}), incidents=incidents)
+
+
+def traffic_of(config: RunConfig) -> tuple[Pipeline, Pipeline]:
+    """What models and what updates go through: down, then up.
+
+    Raises:
+        ConfigError: Transforms that do not exist, have no such options, or do not go together.
+    """
+    problems: list[str] = []
+    pipelines = []
+    for where, tables in (("traffic.down", config.traffic.down), ("traffic.up", config.traffic.up)):
+        try:
+            pipelines.append(parse_pipeline(tables, where=where))
+        except ConfigError as error:
+            problems += error.problems
+    # A client that was not in the last cohort has no model that a difference could be added to, nor an error to feed.
+    problems += [
+        f"traffic.down[{number}]: {table['name']!r} needs what the other side has, and on its way down nobody has it"
+        for number, table in enumerate(config.traffic.down)
+        if table.get("name") in ("delta", "error-feedback")
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return pipelines[0], pipelines[1]
+
+
+def evaluation_of(config: RunConfig) -> Evaluation:
+    """How often the model is tested, and by whom."""
+    return Evaluation(every=config.evaluation.every, clients=config.evaluation.clients)
+
+
+def fleet_of(config: RunConfig) -> Fleet:
+    """The devices.
+
+    Raises:
+        ConfigError: Everything that is wrong with tiers, memory and availability.
+    """
+    tiers = [TierSpec(**tier.model_dump()) for tier in config.fleet.tiers]
+    memory = None if config.fleet.memory is None else _memory_spec(config.fleet.memory)
+    availability = None if config.fleet.availability is None else AvailabilitySpec(**config.fleet.availability)
+    return make_fleet(tiers, config.data.clients, config.seed, memory=memory, availability=availability)
+
+
+def _memory_spec(table: Mapping[str, Any]) -> MemorySpec:
+    trace = table.get("trace")
+    return MemorySpec(**{**table, "trace": None if trace is None else TraceSpec(**trace)})

@@ -1,0 +1,105 @@
+"""FedBuff: the server collects a buffer of differences from clients of any age, and moves by their mean.
+
+Source: J. Nguyen, K. Malik, H. Zhan, A. Yousefpour, M. Rabbat, M. Malek, D. Huba, "Federated Learning with Buffered
+Asynchronous Aggregation", AISTATS 2022, https://arxiv.org/abs/2106.06639
+Follows: Algorithm 1: a client sends the difference to the model that it received; after K of them (`schedule.buffer`)
+the server adds `server_lr` times their sum over K, each scaled by 1 / sqrt(1 + staleness) (its section 5).
+Differs: no secure aggregation and no noise; buffers of the model (statistics of batch norm) move like parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+
+from fedhybrid.errors import ConfigError
+from fedhybrid.methods.averaging import tasks_for_cohort
+from fedhybrid.methods.local import train_locally
+from fedhybrid.protocols import ClientRuntime, Optimizer, RoundPlan, ServerState
+from fedhybrid.records import ClientTask, Update
+from fedhybrid.tree import Tensors, detached_copy
+from fedhybrid.updates import average_present
+
+__all__ = ["FedBuff"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FedBuff:
+    """Moves the global model by the mean difference of a buffer; runs the unplanned step unless plans are switched on.
+
+    Attributes:
+        server_lr: How far the server moves along that mean, above 0.
+        scaled: Whether stale differences count less.
+    """
+
+    server_lr: float = 1.0
+    scaled: bool = True
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.server_lr) and self.server_lr > 0):
+            raise ConfigError(f"server_lr must be a positive number, got {self.server_lr}")
+
+    @property
+    def plans(self) -> bool:
+        """No plans unless a recipe switches them on: each client runs the whole step as it is."""
+        return False
+
+    @property
+    def codec(self) -> str | None:
+        """None: no codec is forced on a client's step."""
+        return None
+
+    @property
+    def asynchronous(self) -> bool:
+        """It is made for that."""
+        return True
+
+    @property
+    def differences(self) -> bool:
+        """Clients send differences: the server does not keep the models that they began with."""
+        return True
+
+    @property
+    def preparations(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def optimizer(self, base: Optimizer) -> Optimizer:
+        """The configured optimizer itself."""
+        return base
+
+    def init(self, weights: Tensors) -> ServerState:
+        """The initial global model."""
+        return ServerState(weights=detached_copy(weights))
+
+    def assign(self, server: ServerState, plan: RoundPlan) -> list[ClientTask]:
+        """The global model of this moment and the same work for everyone."""
+        return tasks_for_cohort(server, plan)
+
+    def train(self, task: ClientTask, client: ClientRuntime) -> Update:
+        """Local epochs of ordinary training, and what they have changed."""
+        update = train_locally(task, client)
+        return replace(update, weights={name: after - task.weights[name] for name, after in update.weights.items()})
+
+    def aggregate(self, server: ServerState, updates: Sequence[Update]) -> ServerState:
+        """The global model plus the scaled mean difference."""
+        ages = [server.version - update.round_index for update in updates]
+        scales = [1.0 / math.sqrt(1.0 + age) if self.scaled else 1.0 for age in ages]
+        still = {name: torch.zeros_like(tensor) for name, tensor in server.weights.items()}
+        mean = average_present(still, [u.weights for u in updates], scales, [u.masks for u in updates])
+        step = self.server_lr * sum(scales) / len(scales)  # the paper divides by the number, not by the scales
+        return ServerState(
+            weights={name: _moved(tensor, mean[name], step) for name, tensor in server.weights.items()},
+            extra=server.extra,
+        )
+
+
+def _moved(tensor: torch.Tensor, by: torch.Tensor, step: float) -> torch.Tensor:
+    if tensor.is_floating_point():
+        return tensor + step * by
+    return tensor + (step * by.to(torch.float64)).round().to(tensor.dtype)
