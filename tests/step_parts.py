@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,12 +17,19 @@ from fedhybrid.graph import call_loss
 from fedhybrid.models import build_model
 
 SMALL: dict[str, dict[str, Any]] = {
+    "char-gpt": {"depth": 1, "dim": 16, "heads": 2},
+    "char-lstm": {"hidden": 12},
     "cnn": {"width": 0.5},
+    "cnn1d": {"width": 0.5},
     "mobilenet_v2": {"width": 0.25},
     "resnet18": {"width": 0.125},
     "resnet20": {"width": 0.5},
     "vit": {"depth": 3, "dim": 24, "heads": 3},
 }
+IMAGE = (3, 16, 16)
+OTHER_INPUTS: dict[str, tuple[int, ...]] = {"char-gpt": (12,), "char-lstm": (6,), "cnn1d": (3, 16)}
+CLASSES = 10
+UNFUSED = ("char-lstm",)  # captured without oneDNN's fused recurrent kernels, whose bits are others
 OPTIMIZERS = {
     "sgd": fh.SGD(lr=0.05, momentum=0.9),
     "sgd-plain": fh.SGD(lr=0.05),
@@ -32,7 +40,27 @@ OPTIMIZERS = {
 
 
 def small_model(name: str, **options: Any) -> nn.Module:
-    return build_model(name, input_shape=(3, 16, 16), classes=10, seed=0, options=SMALL[name] | options)
+    shape = OTHER_INPUTS.get(name, IMAGE)
+    return build_model(name, input_shape=shape, classes=CLASSES, seed=0, options=SMALL[name] | options)
+
+
+def example_inputs(shape: tuple[int, ...], batch: int, generator: torch.Generator, classes: int = CLASSES) -> Tensor:
+    """Samples as data sets make them: one dimension is a text, whose characters are the classes."""
+    if len(shape) == 1:
+        return torch.randint(0, classes, (batch, *shape), generator=generator)
+    return torch.randn(batch, *shape, generator=generator)
+
+
+def small_batch(name: str, batch: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """A batch that `small_model(name)` takes."""
+    generator = torch.Generator().manual_seed(seed)
+    x = example_inputs(OTHER_INPUTS.get(name, IMAGE), batch, generator)
+    return x, torch.randint(0, CLASSES, (batch,), generator=generator)
+
+
+def as_captured(name: str) -> AbstractContextManager[Any]:
+    """Eager PyTorch with the kernels that the captured step has."""
+    return torch.backends.mkldnn.flags(enabled=False, allow_tf32=None) if name in UNFUSED else nullcontext()
 
 
 def image_batch(batch: int = 4, side: int = 16, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -43,6 +43,7 @@ _BASE = "{0}/bin/pip install torch==2.13.0 numpy==2.4.6 scikit-learn==1.9.1"
 CONTENDERS = {
     "bare": Contender(script="bare.py", cores=1, module="sklearn"),
     "ours": Contender(script="ours.py", cores=1, module="fedhybrid"),
+    "ours-2": Contender(script="ours.py", cores=2, module="fedhybrid"),
     "pfl": Contender(
         script="pfl_parity.py",
         cores=1,

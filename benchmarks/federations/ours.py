@@ -23,6 +23,8 @@ from fedhybrid.records import ClientTask, Update
 
 __all__ = ["play"]
 
+CHECKPOINT_EVERY = 10  # rounds; the others store nothing at all
+
 
 @dataclass(frozen=True, kw_only=True)
 class Idle(AbstractAveraging):
@@ -67,7 +69,7 @@ class _Listener:
 
 
 def play(job: Job, rounds: int, on_round: OnRound, cores: int) -> None:
-    """All rounds in this process, in a folder that is thrown away afterwards."""
+    """All rounds, with as many workers as `cores`, in a folder that is thrown away afterwards."""
     DATASETS["digits-8x8"] = lambda root: _dataset(job)
     METHODS["idle"] = Idle
     recipe = {
@@ -77,6 +79,8 @@ def play(job: Job, rounds: int, on_round: OnRound, cores: int) -> None:
         "dataset": "digits-8x8",
         "rounds": rounds,
         "seed": SEED,
+        "workers": cores,
+        "checkpoint_every": CHECKPOINT_EVERY,
         "data": {"clients": CLIENTS, "partition": "natural"},
         "fleet": {"clients_per_round": COHORT},
         "train": {"batch_size": BATCH, "epochs": 1, "lr": LR, "momentum": MOMENTUM},

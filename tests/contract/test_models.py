@@ -6,30 +6,49 @@ from typing import Any
 
 import pytest
 import torch
+from tests.step_parts import example_inputs
 from torch import nn
 
 from fedhybrid.errors import ConfigError
 from fedhybrid.models import MODELS, build_model
 
-CONVNETS = sorted(set(MODELS) - {"vit"})
+IMAGES = [(1, 16, 16), (2, 28, 28), (3, 32, 32)]
+SHAPES: dict[str, list[tuple[int, ...]]] = {
+    "char-gpt": [(1,), (10,), (80,)],
+    "char-lstm": [(1,), (10,), (80,)],
+    "cnn1d": [(1, 4), (9, 128), (3, 30)],
+}
+CONVNETS = sorted(set(MODELS) - {"char-gpt", "char-lstm", "vit"})
 SMALL: dict[str, dict[str, Any]] = {
+    "char-gpt": {"depth": 2, "dim": 24, "heads": 3},
+    "char-lstm": {"hidden": 48, "embedding": 16},
     "cnn": {"width": 0.25},
+    "cnn1d": {"width": 0.5},
     "mobilenet_v2": {"width": 0.25},
     "resnet18": {"width": 0.125},
     "resnet20": {"width": 0.5},
     "vit": {"depth": 2, "dim": 24, "heads": 3},
 }
+SMALL_SHAPES: dict[str, tuple[int, ...]] = {"char-gpt": (10,), "char-lstm": (10,), "cnn1d": (3, 32)}
+CASES = [(name, shape) for name in sorted(MODELS) for shape in SHAPES.get(name, IMAGES)]
+
+
+def small_shape(name: str) -> tuple[int, ...]:
+    return SMALL_SHAPES.get(name, (1, 16, 16))
 
 
 def small(name: str, seed: int = 0, **options: Any) -> nn.Module:
-    return build_model(name, input_shape=(1, 16, 16), classes=7, seed=seed, options=SMALL[name] | options)
+    return build_model(name, input_shape=small_shape(name), classes=7, seed=seed, options=SMALL[name] | options)
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
-@pytest.mark.parametrize("shape", [(1, 16, 16), (2, 28, 28), (3, 32, 32)])
-def test_scores_have_the_classes_and_every_parameter_a_gradient(name: str, shape: tuple[int, int, int]) -> None:
+def inputs(shape: tuple[int, ...], batch: int, seed: int = 0) -> torch.Tensor:
+    return example_inputs(shape, batch, torch.Generator().manual_seed(seed), classes=7)
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_scores_have_the_classes_and_every_parameter_a_gradient(name: str, shape: tuple[int, ...]) -> None:
     model = build_model(name, input_shape=shape, classes=7, seed=0, options=SMALL[name])
-    scores = model(torch.randn(3, *shape, generator=torch.Generator().manual_seed(0)))
+    scores = model(inputs(shape, 3))
     assert scores.shape == (3, 7)
     nn.functional.cross_entropy(scores, torch.tensor([0, 1, 6])).backward()
     for parameter_name, parameter in model.named_parameters():
@@ -58,16 +77,30 @@ def test_bad_options_are_named_all_at_once(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_too_small_images_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"3 x 3|3x3"):
-        build_model(name, input_shape=(1, 3, 3), classes=2, seed=0)
+def test_too_small_samples_are_refused(name: str) -> None:
+    shape = {1: (0,), 2: (1, 3), 3: (1, 3, 3)}[len(small_shape(name))]
+    with pytest.raises(ConfigError, match=f"model {name!r}|{name.rstrip('0128')}") as caught:
+        build_model(name, input_shape=shape, classes=2, seed=0)
+    assert any(sep.join(map(str, shape[-2:])) in str(caught.value) for sep in ("x", " x "))
+
+
+@pytest.mark.parametrize("shape", [(), (80,), (9, 128), (3, 32, 32), (3, 8, 32, 32)])
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_data_of_another_kind_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    if len(shape) == len(small_shape(name)):
+        build_model(name, input_shape=shape, classes=7, seed=0, options=SMALL[name])
+        return
+    with pytest.raises(
+        ConfigError, match=r"needs inputs of (channels x height x width|channels x moments|characters),"
+    ):
+        build_model(name, input_shape=shape, classes=7, seed=0, options=SMALL[name])
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_it_learns(name: str) -> None:
     torch.manual_seed(0)
     model = small(name)
-    x, y = torch.randn(16, 1, 16, 16), torch.arange(16) % 7
+    x, y = inputs(small_shape(name), 16), torch.arange(16) % 7
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(40):
@@ -86,8 +119,8 @@ def test_group_norm_leaves_no_running_statistics(name: str) -> None:
     assert norms
     assert all(norm.num_channels % norm.num_groups == 0 for norm in norms)
     assert list(model.buffers()) == []
-    single, both = torch.randn(1, 1, 16, 16), torch.randn(2, 1, 16, 16)
-    both[0] = single[0]
+    both = inputs(small_shape(name), 2)
+    single = both[:1]
     assert torch.allclose(model(single)[0], model(both)[0], atol=1e-5), "no sample depends on the others"
     with pytest.raises(ConfigError, match="Did you mean 'group'"):
         small(name, norm="groups")
@@ -104,11 +137,48 @@ def test_width_scales_the_model(name: str) -> None:
             small(name, width=wrong)
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "vit"])
+@pytest.mark.parametrize("name", ["char-gpt", "mobilenet_v2", "vit"])
 def test_dropout_is_random_in_training_only(name: str) -> None:
-    model, x = small(name, dropout=0.5), torch.randn(8, 1, 16, 16)
+    model, x = small(name, dropout=0.5), inputs(small_shape(name), 8)
     assert not torch.equal(model(x), model(x))
     model.eval()
     assert torch.equal(model(x), model(x))
     with pytest.raises(ConfigError, match="dropout must be in"):
         small(name, dropout=1.0)
+
+
+@pytest.mark.parametrize("name", ["char-gpt", "char-lstm"])
+def test_text_models_read_the_whole_window_in_order(name: str) -> None:
+    model, x = small(name).eval(), inputs((10,), 4)
+    scores = model(x)
+    assert torch.allclose(model(x[:2]), scores[:2], atol=1e-6)
+    assert not torch.allclose(model(x.flip(1)), scores, atol=1e-6)
+    for place in range(10):
+        changed = x.clone()
+        changed[:, place] = (x[:, place] + 1) % 7
+        assert not torch.equal(model(changed), scores), f"character {place} has no say"
+
+
+def test_no_character_of_gpt_sees_those_after_it() -> None:
+    model, x = small("char-gpt").eval(), inputs((10,), 4)
+    states: list[torch.Tensor] = []
+    assert isinstance(model.blocks, nn.Module)
+    model.blocks.register_forward_hook(lambda module, given, output: states.append(output))
+    model(x)
+    x[:, 6] = (x[:, 6] + 1) % 7
+    model(x)
+    assert torch.allclose(states[0][:, :6], states[1][:, :6], atol=1e-6)
+    assert not torch.allclose(states[0][:, 6:], states[1][:, 6:], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("char-gpt", {"heads": 5}, "heads divide dim"),
+        ("char-gpt", {"depth": 0}, "must be positive"),
+        ("char-lstm", {"hidden": 0, "layers": 0}, "hidden must be at least 1"),
+    ],
+)
+def test_sizes_that_make_no_network(name: str, options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        small(name, **options)

@@ -8,12 +8,13 @@ import pytest
 import torch
 from tests.step_parts import (
     OPTIMIZERS,
+    as_captured,
     assert_plan_holds,
     assert_same_bits,
     cross_entropy,
     eager_training,
-    image_batch,
     planned_training,
+    small_batch,
     small_model,
 )
 
@@ -33,8 +34,9 @@ PAIRS = [
 
 @pytest.mark.parametrize(("name", "optimizer"), PAIRS)
 def test_twenty_steps_of_a_tight_plan_equal_eager_bit_for_bit(name: str, optimizer: str) -> None:
-    model, batches = small_model(name), [image_batch(seed=seed) for seed in range(20)]
-    expected = eager_training(model, cross_entropy, batches, OPTIMIZERS[optimizer])
+    model, batches = small_model(name), [small_batch(name, seed=seed) for seed in range(20)]
+    with as_captured(name):
+        expected = eager_training(model, cross_entropy, batches, OPTIMIZERS[optimizer])
     prepared = prepare_step(model, cross_entropy, batches[0], OPTIMIZERS[optimizer])
     step = TrainStep(prepared, prepared.smallest(actions=("recompute",)))
     assert step.plan.decisions, "a plan that recomputes nothing would prove nothing"
@@ -46,7 +48,7 @@ def test_twenty_steps_of_a_tight_plan_equal_eager_bit_for_bit(name: str, optimiz
 def test_predicted_peaks_are_the_allocators(name: str, batch: int) -> None:
     if batch == 1 and name in ("resnet18", "mobilenet_v2", "resnet20"):
         pytest.skip("batch norm needs more than one value per channel in its last maps")
-    model, example = small_model(name), image_batch(batch)
+    model, example = small_model(name), small_batch(name, batch)
     prepared = prepare_step(model, cross_entropy, example, OPTIMIZERS["sgd"])
     step = TrainStep(prepared, prepared.keep_all())
     assert_plan_holds(step)
@@ -66,11 +68,12 @@ def test_predicted_peaks_are_the_allocators(name: str, batch: int) -> None:
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_the_eager_peak_is_computed_without_running_the_step(name: str) -> None:
-    model, example = small_model(name), image_batch()
+    model, example = small_model(name), small_batch(name)
     prepared = prepare_step(model, cross_entropy, example, OPTIMIZERS["adam"])
     step = TrainStep(prepared, prepared.keep_all())
     planned_training(step, [example])  # torch.optim makes its state at the first step; measure from the second on
-    measured = step.measure(repeats=1)
+    with as_captured(name):
+        measured = step.measure(repeats=1)
     assert measured.eager_peak_bytes == pytest.approx(prepared.eager_peak_bytes, abs=1024, rel=1e-3)
     assert measured.bit_identical
     assert measured.gradient_error == 0.0
@@ -80,7 +83,7 @@ def test_the_eager_peak_is_computed_without_running_the_step(name: str) -> None:
 def test_preparing_and_measuring_leave_everything_as_it_was(name: str) -> None:
     model = small_model(name)
     before, generator = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    prepared = prepare_step(model, cross_entropy, image_batch(), OPTIMIZERS["adamw"])
+    prepared = prepare_step(model, cross_entropy, small_batch(name), OPTIMIZERS["adamw"])
     step = TrainStep(prepared, prepared.smallest(actions=("recompute",)))
     step.measure(repeats=1)
     assert torch.equal(torch.get_rng_state(), generator)

@@ -17,7 +17,9 @@ from fedhybrid.fleet import (
     State,
     TraceSpec,
     equal_fraction,
+    make_predictor,
     make_traces,
+    promises_at_samples,
     replay,
 )
 
@@ -95,6 +97,33 @@ class TestEveryPredictor:
         predictor.close_window(predictor.observe(state, np.full(20, 1.0)))
         assert all((state[key] == before[key]).all() for key in before)
 
+    def test_promises_at_samples_are_those_of_somebody_who_watched_from_the_beginning(
+        self, name: str, traces: MemoryTraces
+    ) -> None:
+        """Told sample by sample, twice, and asked at one sample only; windows of 4 do not divide the 18 samples."""
+        part = MemoryTraces(period_s=2.0, available_bytes=traces.available_bytes[:5, 300:318])
+        found = promises_at_samples(PREDICTORS[name](), part, window_s=8.0)
+        assert (found.dtype, found.shape) == (np.int64, (5, 18))
+        for asked in range(18):
+            predictor = PREDICTORS[name]()
+            state = predictor.init(5)
+            for told in range(18 + asked + 1):
+                state = predictor.observe(state, part.available_bytes[:, told % 18].astype(float))
+                if told % 4 == 3:
+                    state = predictor.close_window(state)
+            assert found[:, asked].tolist() == predictor.predict(state).tolist()
+
+    def test_options_are_checked_by_name_and_type(self, name: str) -> None:
+        assert make_predictor(name, {}) == PREDICTORS[name]()
+        with pytest.raises(ConfigError, match=f"colour: predictor '{name}' has no such option. Known: "):
+            make_predictor(name, {"colour": 3})
+        for option, value in vars(PREDICTORS[name]()).items():
+            assert make_predictor(name, {option: value}) == PREDICTORS[name]()
+            with pytest.raises(ConfigError, match=f"{option} must be a .*number, got 'x'"):
+                make_predictor(name, {option: "x"})
+            with pytest.raises(ConfigError, match=f"{option} must be .*, got -1"):
+                make_predictor(name, {option: -1})
+
     def test_a_million_clients_are_a_few_floats_each(self, name: str) -> None:
         predictor = PREDICTORS[name]()
         state = predictor.observe(predictor.init(1_000_000), np.full(1_000_000, 1e9))
@@ -165,6 +194,18 @@ def test_where_all_users_are_alike_one_fraction_for_all_is_as_good() -> None:
     rival = replay(FixedFraction(share_ratio=share_ratio), traces, window_s=60.0).scores(skip_windows=20)
     assert ours.violation_ratio <= 0.05
     assert abs(ours.unused_ratio - rival.unused_ratio) < 0.03
+
+
+def test_all_options_out_of_range_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_predictor("running-minimum", {"smoothing_ratio": 2, "most_widening": 0.5, "widening_gain": float("inf")})
+    assert caught.value.problems == (
+        "smoothing_ratio must be in [0, 1], got 2",
+        "widening_gain must be at least 0, got inf",
+        "most_widening must be at least 1, got 0.5",
+    )
+    with pytest.raises(ConfigError, match=r"unknown predictor 'avarage'. Did you mean 'average'"):
+        make_predictor("avarage", {})
 
 
 def test_windows_that_do_not_fit(traces: MemoryTraces) -> None:

@@ -25,7 +25,7 @@ from fedhybrid.fleet import (
 )
 
 MIB = 2**20
-HALF_HOUR = TraceSpec(duration_s=1830.0)
+HALF_HOUR = TraceSpec(duration_s=1830.0)  # no whole number of windows
 TIERS = [
     TierSpec(name="small", budget="25%", device="raspberry-pi-4"),
     TierSpec(name="large", budget="1 GiB", device="laptop"),
@@ -52,34 +52,34 @@ def trace_file(tmp_path: Path) -> Path:
 
 def test_without_apps_a_device_gives_its_whole_budget() -> None:
     calm = TraceSpec(duration_s=600.0, apps_per_h=0.0, drift_ratio=0.0)
-    _, memory = fleet_with(MemorySpec(trace=calm))
+    _, memory = fleet_with(MemorySpec(trace=calm, predictor="last-value"))
     for now_s in (0.0, 12.3, 1e6):
         assert memory.left_bytes(3, now_s, budget_bytes=12345) == 12345
     assert memory.promise(np.array([0, 5]), 7.0, budget_bytes=np.array([100, 2**40])).tolist() == [100, 2**40]
 
 
 def test_shares_of_the_budget_are_those_of_the_trace(random_memory: FleetMemory) -> None:
-    """Each trace is a share of its own highest sample; half a window at its end is cut off."""
-    whole = make_traces(HALF_HOUR, np.full(16, 2**40), seed=6).available_bytes[:, :900]
+    """Each trace is a share of its own highest sample, from some moment of it on, again and again."""
+    whole = make_traces(HALF_HOUR, np.full(16, 2**40), seed=6).available_bytes
     shares = whole / whole.max(axis=1, keepdims=True)
     for client in (0, 15, 16, 39):
-        left = random_memory.left_over(client, 0.0, 1800.0, budget_bytes=10**9)[1] / 1e9
-        assert len(left) == 900
-        offset = next(n for n in range(900) if np.allclose(np.roll(shares[client % 16], -n), left, atol=1e-6))
-        again = random_memory.left_over(client, 1800.0, 3600.0, budget_bytes=10**9)[1] / 1e9
+        left = random_memory.left_over(client, 0.0, 1830.0, budget_bytes=10**9)[1] / 1e9
+        assert len(left) == 915
+        offset = next(n for n in range(915) if np.allclose(np.roll(shares[client % 16], -n), left, atol=1e-6))
+        again = random_memory.left_over(client, 1830.0, 3660.0, budget_bytes=10**9)[1] / 1e9
         assert again.tolist() == left.tolist()
         assert left[0] == pytest.approx(shares[client % 16, offset], abs=1e-6)
-    assert max(random_memory.left_over(7, 0.0, 1800.0, budget_bytes=10**9)[1]) == 10**9
+    assert max(random_memory.left_over(7, 0.0, 1830.0, budget_bytes=10**9)[1]) == 10**9
 
 
 def test_clients_that_share_a_trace_are_at_different_moments_of_it(random_memory: FleetMemory) -> None:
-    first, second = (random_memory.left_over(client, 0.0, 1800.0, budget_bytes=10**9)[1] for client in (2, 18))
+    first, second = (random_memory.left_over(client, 0.0, 1830.0, budget_bytes=10**9)[1] for client in (2, 18))
     assert sorted(first.tolist()) == sorted(second.tolist())
     assert first.tolist() != second.tolist()
 
 
 @settings(max_examples=80, deadline=None)
-@given(client=st.integers(0, 39), start_s=st.floats(0, 1e6), length_s=st.floats(0, 5000), at_ratio=st.floats(0, 1))
+@given(client=st.integers(0, 39), start_s=st.floats(0, 1e6), length_s=st.floats(0, 5000), at_ratio=st.floats(0, 0.999))
 def test_a_walk_and_single_moments_agree(
     random_memory: FleetMemory, client: int, start_s: float, length_s: float, at_ratio: float
 ) -> None:
@@ -88,9 +88,9 @@ def test_a_walk_and_single_moments_agree(
     assert times_s[0] == start_s
     assert (np.diff(times_s) > 0).all()
     assert len(times_s) == 1 or times_s[-1] < end_s
-    assert len(left) == len(times_s) >= length_s / 2
+    assert len(left) == len(times_s) >= length_s / 2 - 1e-3
     at_s = start_s + at_ratio * length_s
-    if np.abs(times_s - at_s).min() > 1e-4:
+    if abs(at_s / 2 - round(at_s / 2)) > 1e-4:  # at an edge, either side is right
         place = np.searchsorted(times_s, at_s, side="right") - 1
         assert random_memory.left_bytes(client, at_s, budget_bytes=10**9) == left[place]
     for time_s, amount in list(zip(times_s.tolist(), left.tolist(), strict=True))[:: max(len(left) // 5, 1)]:
@@ -99,13 +99,13 @@ def test_a_walk_and_single_moments_agree(
 
 def test_random_traces_in_bytes_are_shares_of_the_devices_memory() -> None:
     fleet, memory = fleet_with(MemorySpec(trace=HALF_HOUR, rows=40, scale="bytes"))
-    whole = make_traces(HALF_HOUR, np.full(40, 2**40), seed=6).available_bytes[:, :900] / 2**40
+    whole = make_traces(HALF_HOUR, np.full(40, 2**40), seed=6).available_bytes / 2**40
     for client in (0, 1, 2, 3, 4, 5):
         device_bytes = fleet.tiers[fleet.tier[client]].device.memory_bytes
-        left = memory.left_over(client, 0.0, 1800.0, budget_bytes=2**50)[1]
+        left = memory.left_over(client, 0.0, 1830.0, budget_bytes=2**50)[1]
         assert np.sort(left) == pytest.approx(np.sort(whole[client]) * device_bytes, rel=1e-6)
         cap = int(np.median(left))
-        capped = memory.left_over(client, 0.0, 1800.0, budget_bytes=cap)[1]
+        capped = memory.left_over(client, 0.0, 1830.0, budget_bytes=cap)[1]
         assert capped.tolist() == np.minimum(left, cap).tolist()
         promised = memory.promise(np.array([client]), 100.0, budget_bytes=np.array([cap]))
         assert promised[0] <= min(cap, left[50]) + 1
@@ -200,6 +200,7 @@ def test_promises_at_any_check_in_are_seldom_broken(window_s: float) -> None:
                 "fleet.memory: memory traces none.csv cannot be read",
             ],
         ),
+        (MemorySpec(rows=10**6), ["fleet.memory.rows: 1000000 traces of 7200 samples are more than 100000000"]),
         (MemorySpec(window_s=9 * 3600.0), ["fleet.memory.window_s: a window of 32400 s must"]),
     ],
 )

@@ -155,8 +155,8 @@ def test_damaged_roles(tmp_path: Path, content: str, told: str) -> None:
 
 
 def test_roles_that_are_all_too_short(tmp_path: Path) -> None:
-    write_roles(tmp_path, {"A": 300, "B": 420})
-    with pytest.raises(ConfigError, match="the longest has 420 characters"):
+    write_roles(tmp_path, {"A": 300, "B": 410})
+    with pytest.raises(ConfigError, match="the longest has 410 characters"):
         load_dataset("shakespeare", tmp_path)
     (tmp_path / "roles.json").write_text('{"users": [], "user_data": {}}')
     with pytest.raises(ConfigError, match="the longest has 0 characters"):

@@ -11,11 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.update_parts import bits_of, chain
+from tests.update_parts import bits_of, chain, with_checksum
 
 from fedhybrid.errors import ConfigError
 from fedhybrid.tree import Tensors, total_bytes
-from fedhybrid.updates import STATE_PREFIX, Pipeline, Received, Sent, parse_pipeline
+from fedhybrid.updates import STATE_PREFIX, Pipeline, Received, Sent, exact_bytes, parse_pipeline
 from fedhybrid.updates.bitpack import pack, packed_bytes, unpack
 from fedhybrid.updates.top_k import largest_places
 
@@ -116,6 +116,7 @@ class TestQuantise:
         assert float((y.double() - x.double()).abs().max()) <= step / 2 * (1 + 1e-9) + own_rounding
         assert len(y.unique()) <= 2**bits
         assert float(y.min()) == float(x.min())
+        assert float(y.max()) <= float(x.max())
         assert float(y.max()) == pytest.approx(float(x.max()), rel=1e-15)
 
     @pytest.mark.parametrize("bits", [1, 3, 8, 12])
@@ -245,6 +246,40 @@ class TestBytesFromOutside:
         with pytest.raises(ConfigError, match="or by other transforms than the receiver's"):
             chain("delta", "quantise").decode(payload, reference=reference)
 
+    def test_what_cannot_be_is_refused(self) -> None:
+        """300 elements: three of them by indices of 9 bits, or a mask of two bytes of count and indices."""
+
+        def forged(pipeline: Pipeline, at: int, raw: bytes, masks: Tensors) -> bytes:
+            payload = pipeline.encode(values, reference=values, state={}, seed=0, masks=masks).payload
+            return with_checksum(payload[:at] + raw + payload[at + len(raw) :])
+
+        def indices(*numbers: int) -> bytes:
+            return pack(np.array(numbers), 9)
+
+        values, three = {"w": randn(300)}, {"w": torch.arange(300) % 100 == 0}
+        top_k = chain("top-k", top_k={"ratio": 0.01})
+        quantise = chain("quantise", quantise={"bits": 8})
+        floats = np.array([math.nan, math.inf, 1, 0], dtype="<f4")
+        for pipeline, at, raw, masks, message in [
+            (top_k, 12, indices(0, 1, 300), {}, "its indices are not in ascending order from 0 to 299"),
+            (top_k, 12, indices(5, 5, 9), {}, "its indices are not in ascending order"),
+            (top_k, 12, indices(5, 4, 9), {}, "its indices are not in ascending order"),
+            (chain("top-k"), 12, b"\xff" * 38, {}, "its bit map has 300 elements where 90 are meant"),
+            (Pipeline(), 12, b"\x03", three, "it names a kind of tensor that does not exist"),
+            (Pipeline(), 12, b"\x00", three, "bytes are left at the end"),
+            (Pipeline(), 13, (301).to_bytes(2, "little"), three, "it says that 301 of a tensor's 300 elements are"),
+            (Pipeline(), 15, indices(0, 1, 511), three, "its indices are not in ascending order"),
+            (quantise, 12, floats[:1].tobytes(), {}, "its levels go from nan to"),
+            (quantise, 16, floats[1:2].tobytes(), {}, "to inf"),
+            (quantise, 12, floats[2:].tobytes(), {}, "its levels go from 1.0 to 0.0"),
+            (Pipeline(), 0, b"xx", {}, "it does not begin like one of version 1"),
+            (Pipeline(), 2, b"\x02", {}, "it does not begin like one of version 1"),
+        ]:
+            with pytest.raises(ConfigError, match=f"the update's bytes cannot be read: .*{message}"):
+                pipeline.decode(forged(pipeline, at, raw, masks), reference=values)
+        unchanged = forged(top_k, 12, b"", {})
+        assert top_k.decode(unchanged, reference=values).values["w"].count_nonzero() == 3
+
     def test_a_sender_must_hold_to_the_model(self) -> None:
         reference = {"w": torch.zeros(20)}
         wrongs: list[tuple[Tensors, Tensors, str]] = [
@@ -263,9 +298,9 @@ class TestIdentity:
         values = {"a": randn(10, 10), "b": torch.tensor(3), "c": randn(3).double()}
         for pipeline in (Pipeline(), chain("delta"), teasq(1, 32)):
             assert pipeline.is_identity
-            assert pipeline.exact_bytes(values) == pipeline.expected_bytes(values) == total_bytes(values) == 432
+            assert exact_bytes(values) == pipeline.expected_bytes(values) == total_bytes(values) == 432
         mask = {"a": torch.arange(100).view(10, 10) < 50, "b": torch.tensor(True)}
-        assert Pipeline().exact_bytes(values, mask) == 232 + 1 + 13
+        assert exact_bytes(values, mask) == 232 + 1 + 13
 
     @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 1.0])
     def test_they_agree_with_a_payload_but_for_its_header(self, share: float) -> None:
@@ -273,7 +308,7 @@ class TestIdentity:
         masks = {"a": torch.rand((50, 50), generator=torch.Generator().manual_seed(1)) < share}
         sent = Pipeline().encode(values, reference=values, state={}, seed=0, masks=masks)
         kinds_bytes = 0 if share == 1 else 1
-        assert sent.num_bytes == Pipeline().exact_bytes(values, masks) + 12 + kinds_bytes
+        assert sent.num_bytes == exact_bytes(values, masks) + 12 + kinds_bytes
 
 
 class TestParsing:

@@ -57,7 +57,8 @@ def read_npz(path: Path, names: Sequence[str], *, only: str | None = None) -> di
         ConfigError: The file is none, lacks one of them, or holds Python objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # Opened here, as numpy leaves a file open that turns out to be none.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             if missing := [name for name in names if name not in stored]:
                 raise KeyError(f"{', '.join(missing)} missing, found {', '.join(stored)}")
             return {name: stored[name] for name in ([only] if only else names)}

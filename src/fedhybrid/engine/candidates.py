@@ -13,8 +13,10 @@ from fedhybrid.data import Shards
 from fedhybrid.engine.budgets import Budgets
 from fedhybrid.engine.plans import PlanBook
 from fedhybrid.engine.runtime import steps_of
+from fedhybrid.engine.traffic import Traffic
 from fedhybrid.fleet import Fleet, sample_available
 from fedhybrid.records import FloatArray, IntArray, LocalWork
+from fedhybrid.tree import Tensors
 
 __all__ = ["FleetCosts", "FleetView"]
 
@@ -31,10 +33,12 @@ class FleetCosts:
         book: PlanBook,
         budgets: Budgets,
         work: LocalWork,
-        model_bytes: int,
+        traffic: Traffic,
+        model: Tensors,
     ) -> None:
         self.fleet, self.book, self.budgets, self.shards = fleet, book, budgets, shards
-        self._work, self._model_bytes = work, model_bytes
+        self._work = work
+        self._down_bytes, self._up_bytes = traffic.expected_bytes(model)
         self._devices = [tier.device for tier in fleet.tiers]
 
     @cached_property
@@ -53,7 +57,7 @@ class FleetCosts:
         """Seconds of a model down and up again, of each tier."""
         return np.array(
             [
-                self._model_bytes / device.downlink_bytes_per_s + self._model_bytes / device.uplink_bytes_per_s
+                self._down_bytes / device.downlink_bytes_per_s + self._up_bytes / device.uplink_bytes_per_s
                 for device in self._devices
             ]
         )

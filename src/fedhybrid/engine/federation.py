@@ -55,7 +55,7 @@ class Federation:
         up: What updates go through on their way to the server.
         natural: Whether clients are people of the data set, with test samples of their own.
         workers: Processes that train; the results do not depend on it.
-        checkpoint_every: Rounds from one checkpoint to the next; nor on this.
+        checkpoint_every: Rounds from one checkpoint to the next, or None: one after each second of work; nor on this.
     """
 
     names: RunNames
@@ -80,4 +80,4 @@ class Federation:
     up: Pipeline = field(default_factory=lambda: Pipeline(parts=()))
     natural: bool = False
     workers: int = 1
-    checkpoint_every: int = 1
+    checkpoint_every: int | None = None

@@ -71,7 +71,7 @@ class JourneyPlanner:
     def begin(self, given: ClientTask, start_s: float) -> tuple[Journey, float, Failure | None]:
         """The journey of a task, when its computing ends, and why it comes to nothing by then, if it does."""
         client = given.client
-        weights, bytes_down = self._traffic.sent_down(given.weights)
+        weights, bytes_down = self._traffic.sent_down(given.weights, version=given.round_index)
         task = replace(given, weights=weights)
         journey = Journey(
             task=task,
@@ -151,7 +151,7 @@ class JourneyPlanner:
             given_up_s = self._timeout_s or _PATIENCE * (journey.computed_s - journey.start_s)
             ends.append((journey.start_s + given_up_s, "time_out", f"nothing was heard of it for {given_up_s:.1f} s"))
         if fault is not None and fault.kind == "disconnected":
-            whole_bytes = self._traffic.plain_bytes(task.weights)
+            _, whole_bytes = self._traffic.expected_bytes(task.weights)
             upload_s = whole_bytes / self.device(task.client).uplink_bytes_per_s
             lost_s = journey.computed_s + fault.at_ratio * upload_s
             ends.append((lost_s, "disconnected", f"the connection was lost after {fault.at_ratio:.0%} of its upload"))

@@ -24,6 +24,8 @@ from fedhybrid.tree import tensors_of
 
 __all__ = ["run_federation"]
 
+_CHECKPOINT_S = 1.0  # of work that a stop may cost; to disk and back costs some milliseconds each time
+
 
 def run_federation(
     job: Federation, folder: RunFolder, progress: Progress, *, label: str = "", runtime_bytes: int
@@ -56,6 +58,13 @@ def run_federation(
         world = assemble(job, folder, state)
         folder.reopen(state)  # only now, as nothing can be wrong any more with what is there
         world.states.clear_left_overs()
+        stored_s = wall_time_s()
+
+        def due(round_index: int, since_s: float) -> bool:
+            """A run ends in the same bytes wherever it was stored, so a clock may decide when."""
+            every = job.checkpoint_every
+            return since_s >= _CHECKPOINT_S if every is None else (round_index + 1) % every == 0
+
         with closing(world.driver):
             for round_index in range(state.next_round, job.rounds):
                 played = (play_merge if job.schedule.asynchronous else play_round)(
@@ -69,10 +78,11 @@ def run_federation(
                     on_task=lambda record: progress.on_task(label, record),
                 )
                 state = _after(played, state, world, folder.append(played.record, played.clients))
-                if (round_index + 1) % job.checkpoint_every == 0 or round_index + 1 == job.rounds:
+                if round_index + 1 == job.rounds or due(round_index, wall_time_s() - stored_s):
                     state = replace(state, client_states=world.states.write())
                     folder.store(state)
                     world.states.tidy()
+                    stored_s = wall_time_s()
                 progress.on_round(label, played.record)
         summary = summarise(
             job,

@@ -9,8 +9,9 @@ from typing import final
 import torch
 
 from fedhybrid.records import ClientTask, Update
+from fedhybrid.seeds import derive_seed
 from fedhybrid.tree import Tensors, total_bytes
-from fedhybrid.updates import Pipeline
+from fedhybrid.updates import Pipeline, exact_bytes
 
 __all__ = ["Delivery", "Traffic"]
 
@@ -39,28 +40,29 @@ class Traffic:
             differences, nothing but zeros.
     """
 
-    def __init__(self, *, down: Pipeline, up: Pipeline, differences: bool) -> None:
-        self.down, self.up, self._differences = down, up, differences
+    def __init__(self, *, down: Pipeline, up: Pipeline, differences: bool, run_seed: int) -> None:
+        self.down, self.up, self._differences, self._run_seed = down, up, differences, run_seed
         # By identity: the same dictionary is given to a whole cohort; it is kept so that its identity stays its own.
         self._sent: OrderedDict[int, tuple[Tensors, Tensors, int]] = OrderedDict()
 
-    def sent_down(self, weights: Tensors) -> tuple[Tensors, int]:
-        """What arrives of a model, and how many bytes it takes."""
+    def sent_down(self, weights: Tensors, *, version: int) -> tuple[Tensors, int]:
+        """What arrives of a model, and how many bytes it takes; one version of it is packed once, for everybody."""
         known = self._sent.get(id(weights))
         if known is None:
             if self.down.is_identity or not weights:
                 known = (weights, weights, total_bytes(weights))
             else:
-                sent = self.down.encode(weights, reference=weights, state={}, seed=0)
+                seed = derive_seed(self._run_seed, purpose="down", round_index=version)
+                sent = self.down.encode(weights, reference=weights, state={}, seed=seed)
                 known = (weights, self.down.decode(sent.payload, reference=weights).values, sent.num_bytes)
             self._sent[id(weights)] = known
             while len(self._sent) > _REMEMBERED:
                 self._sent.popitem(last=False)
         return known[1], known[2]
 
-    def plain_bytes(self, weights: Tensors) -> int:
-        """Of a model without any pipeline."""
-        return total_bytes(weights)
+    def expected_bytes(self, weights: Tensors) -> tuple[int, int]:
+        """Of a whole model down and a whole update up; exact, as no transform's size depends on values."""
+        return self.down.expected_bytes(weights), self.up.expected_bytes(weights)
 
     def bytes_up(self, delivery: Delivery) -> int:
         """What a delivery takes on the uplink."""
@@ -69,7 +71,7 @@ class Traffic:
         update = delivery.update
         if not update.weights:
             return _FIGURE_BYTES * len(update.metrics)
-        return self.up.exact_bytes(update.weights, update.masks)
+        return exact_bytes(update.weights, update.masks)
 
     def packed(self, update: Update, task: ClientTask, before: Tensors) -> Delivery:
         """The update as the client sends it; `before` is what it had kept, the pipeline's own state among it."""

@@ -28,7 +28,7 @@ from fedhybrid.executor import TrainStep, prepare_step
 from fedhybrid.fleet import Tier, VirtualClock
 from fedhybrid.protocols import ServerState
 from fedhybrid.records import ClientTask
-from fedhybrid.tree import tensors_of, total_bytes
+from fedhybrid.tree import tensors_of
 
 __all__ = ["World", "assemble"]
 
@@ -111,7 +111,7 @@ def assemble(job: Federation, folder: RunFolder, state: Checkpoint) -> World:
     )
     budgets = Budgets(job.fleet, resident_bytes=book.resident_bytes, eager_peak_bytes=book.eager_peak_bytes)
     bench = Workbench(model=job.model, step=TrainStep(prepared, prepared.keep_all()), split=split)
-    traffic = Traffic(down=job.down, up=job.up, differences=job.method.differences)
+    traffic = Traffic(down=job.down, up=job.up, differences=job.method.differences, run_seed=job.seed)
     states = ClientStates(folder.path / "states", state.client_states)
     labour: Labour = InThisProcess(method=job.method, bench=bench, book=book, traffic=traffic)
     if job.workers > 1:
@@ -148,7 +148,8 @@ def assemble(job: Federation, folder: RunFolder, state: Checkpoint) -> World:
             book=book,
             budgets=budgets,
             work=job.work,
-            model_bytes=total_bytes(tensors_of(job.model)),
+            traffic=traffic,
+            model=tensors_of(job.model),
         ),
         evaluator=Evaluator(job.model, job.dataset.test),
         states=states,

@@ -18,7 +18,7 @@ from fedhybrid.experiment.config import RunConfig
 from fedhybrid.experiment.messages import recipe_problem
 from fedhybrid.experiment.options import check_options
 from fedhybrid.experiment.overrides import apply_overrides, override_variant
-from fedhybrid.experiment.parts import faults_of, fleet_of, planning_of, schedule_of, traffic_of
+from fedhybrid.experiment.parts import check_devices, faults_of, planning_of, schedule_of, traffic_of
 from fedhybrid.fleet import AvailabilitySpec, MemorySpec, TraceSpec
 from fedhybrid.methods import METHODS
 from fedhybrid.models import find_factory
@@ -138,7 +138,7 @@ def _checked(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
             ("availability", AvailabilitySpec, config.fleet.availability),
         )
         found = [problem for name, spec, given in tables for problem in _spec_problems(name, spec, given)]
-        problems += found or _attempt(fleet_of, config)
+        problems += found or _attempt(check_devices, config)
         if not any(problem.startswith(("method", "unknown method")) for problem in problems):
             problems += _attempt(schedule_of, config)
         problems += _attempt(faults_of, config) + _attempt(traffic_of, config)
@@ -151,13 +151,30 @@ def _checked(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
         problems += _data_problems(raw)
         return None, problems
     assert config is not None
-    root = None if config.data.root is None else str(Path(config.data.root).absolute())
-    tiers = [tier.model_copy(update={"device": _absolute(tier.device)}) for tier in config.fleet.tiers]
-    return config.model_copy(
+    return _with_whole_paths(config).model_copy(
         update={f"{name}_options": values for name, values in resolved.items()}
-        | {"data": config.data.model_copy(update={"root": root})}
-        | {"fleet": config.fleet.model_copy(update={"tiers": tiers})}
     ), problems
+
+
+def _with_whole_paths(config: RunConfig) -> RunConfig:
+    """Files that the recipe names, found from any folder."""
+    tiers = [tier.model_copy(update={"device": _absolute(tier.device)}) for tier in config.fleet.tiers]
+    tables = {name: _with_whole_file(getattr(config.fleet, name)) for name in ("memory", "availability")}
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"root": _whole(config.data.root)}),
+            "fleet": config.fleet.model_copy(update={"tiers": tiers, **tables}),
+            "failures": config.failures.model_copy(update={"trace": _whole(config.failures.trace)}),
+        }
+    )
+
+
+def _with_whole_file(table: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    return table if table is None or "file" not in table else {**table, "file": _whole(table["file"])}
+
+
+def _whole(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())
 
 
 def _spec_problems(name: str, spec: Callable[..., Any], given: Mapping[str, Any] | None) -> list[str]:

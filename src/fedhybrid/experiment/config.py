@@ -166,5 +166,5 @@ class RunConfig(_Table):
     traffic: TrafficTable = Field(default_factory=TrafficTable)
     evaluation: EvaluationTable = Field(default_factory=EvaluationTable)
     workers: _Count = 1
-    checkpoint_every: _Count = 1
+    checkpoint_every: _Count | None = None
     compare: CompareTable = Field(default_factory=CompareTable)

@@ -10,13 +10,22 @@ from fedhybrid.engine import Evaluation, Faults, Schedule, read_incidents
 from fedhybrid.errors import ConfigError
 from fedhybrid.executor import PlanOptions
 from fedhybrid.experiment.config import PlannerTable, RunConfig
-from fedhybrid.fleet import AvailabilitySpec, Fleet, MemorySpec, TierSpec, TraceSpec, make_fleet
+from fedhybrid.fleet import AvailabilitySpec, Fleet, MemorySpec, TierSpec, TraceSpec, check_fleet, make_fleet
 from fedhybrid.methods import METHODS
 from fedhybrid.records import LocalWork
 from fedhybrid.registry import lookup
 from fedhybrid.updates import Pipeline, parse_pipeline
 
-__all__ = ["evaluation_of", "faults_of", "fleet_of", "planning_of", "schedule_of", "traffic_of", "work_of"]
+__all__ = [
+    "check_devices",
+    "evaluation_of",
+    "faults_of",
+    "fleet_of",
+    "planning_of",
+    "schedule_of",
+    "traffic_of",
+    "work_of",
+]
 
 
 def planning_of(planner: PlannerTable) -> PlanOptions:
@@ -115,16 +124,33 @@ def evaluation_of(config: RunConfig) -> Evaluation:
     return Evaluation(every=config.evaluation.every, clients=config.evaluation.clients)
 
 
+def check_devices(config: RunConfig) -> None:
+    """As `fleet_of`, but nothing is made.
+
+    Raises:
+        ConfigError: As `fleet_of`.
+    """
+    tiers, memory, availability = _fleet_specs(config)
+    check_fleet(tiers, config.data.clients, memory=memory, availability=availability)
+
+
 def fleet_of(config: RunConfig) -> Fleet:
     """The devices.
 
     Raises:
         ConfigError: Everything that is wrong with tiers, memory and availability.
     """
-    tiers = [TierSpec(**tier.model_dump()) for tier in config.fleet.tiers]
-    memory = None if config.fleet.memory is None else _memory_spec(config.fleet.memory)
-    availability = None if config.fleet.availability is None else AvailabilitySpec(**config.fleet.availability)
+    tiers, memory, availability = _fleet_specs(config)
     return make_fleet(tiers, config.data.clients, config.seed, memory=memory, availability=availability)
+
+
+def _fleet_specs(config: RunConfig) -> tuple[list[TierSpec], MemorySpec | None, AvailabilitySpec | None]:
+    fleet = config.fleet
+    return (
+        [TierSpec(**tier.model_dump()) for tier in fleet.tiers],
+        None if fleet.memory is None else _memory_spec(fleet.memory),
+        None if fleet.availability is None else AvailabilitySpec(**fleet.availability),
+    )
 
 
 def _memory_spec(table: Mapping[str, Any]) -> MemorySpec:

@@ -39,6 +39,7 @@ from fedhybrid.seeds import derive_seed
 __all__ = ["CheckedMemory", "FleetMemory", "MemorySpec", "check_memory", "make_memory"]
 
 _MOST_ROWS = 256
+_MOST_SAMPLES = 10**8
 _WHOLE = 2**40  # a share of 1 in the predictor's bytes
 
 
@@ -167,9 +168,14 @@ def check_memory(spec: MemorySpec, clients: int) -> CheckedMemory:
     except ConfigError as error:
         at = "predictor" if "unknown predictor" in str(error) else "predictor_options"
         problems += [f"fleet.memory.{at}: {problem}" for problem in error.problems]
+    rows = spec.rows if spec.rows is not None else min(clients, _MOST_ROWS)
+    if not problems and spec.file is None and rows * duration_s / period_s > _MOST_SAMPLES:
+        problems.append(
+            f"fleet.memory.rows: {rows} traces of {duration_s / period_s:.0f} samples are more than {_MOST_SAMPLES} "
+            "samples; use fewer or shorter traces"
+        )
     if problems or predictor is None:
         raise ConfigError(problems)
-    rows = spec.rows if spec.rows is not None else min(clients, _MOST_ROWS)
     return CheckedMemory(spec=spec, predictor=predictor, traces=traces, trace=trace, rows=rows)
 
 
@@ -192,7 +198,7 @@ def _option_problems(spec: MemorySpec) -> list[str]:
 
 
 def make_memory(plan: CheckedMemory, tier: NDArray[np.int16], memory_bytes: Sequence[int], seed: int) -> FleetMemory:
-    """Traces and promises for a fleet. What is left of a trace after its last whole window is not used.
+    """Traces and promises for a fleet.
 
     Args:
         plan: What `check_memory` gave.
@@ -203,8 +209,6 @@ def make_memory(plan: CheckedMemory, tier: NDArray[np.int16], memory_bytes: Sequ
     spec, traces = plan.spec, plan.traces
     period_s = plan.trace.period_s if traces is None else traces.period_s
     free = free_ratios(plan.trace, plan.rows, seed=seed) if traces is None else traces.available_bytes
-    samples = window_samples(spec.window_s, period_s=period_s, duration_s=period_s * free.shape[1])
-    free = free[:, : free.shape[1] // samples * samples]
     in_bytes = traces is not None and spec.scale == "bytes"
     if spec.scale == "budget":
         free = free / free.max(axis=1, keepdims=True)

@@ -74,20 +74,14 @@ def promises_at_samples(predictor: Predictor, traces: MemoryTraces, *, window_s:
     """What would be promised for a window that begins at each sample; shaped as `traces.available_bytes`.
 
     The predictor is told two passes through the traces, which repeat without end, and what it promises in the second
-    counts: it knows the device then. It learns from windows that follow each other; a promise at a sample has seen that
-    sample, and the windows that ended before.
-
-    Args:
-        predictor: Any.
-        traces: Of a whole number of windows.
-        window_s: As for `replay`.
+    counts: it knows the device then. It learns from windows that follow each other, also across the traces' end; a
+    promise at a sample has seen that sample, and the windows that ended before.
 
     Raises:
         ConfigError: As `replay`.
     """
     samples = window_samples(window_s, period_s=traces.period_s, duration_s=traces.duration_s)
     columns = traces.available_bytes.shape[1]
-    assert columns % samples == 0, "a window would lie across the end of the traces"
     promised = np.empty_like(traces.available_bytes)
     state = predictor.init(len(traces))
     for told in range(2 * columns):

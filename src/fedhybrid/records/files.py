@@ -21,7 +21,7 @@ _TYPES: dict[type[Any], dict[str, Any]] = {cls: get_type_hints(cls) for cls in (
 
 def as_json(record: Any) -> str:
     """The record as one line of JSON, keys in the order of the fields."""
-    return json.dumps(dataclasses.asdict(record), allow_nan=False)
+    return json.dumps(vars(record), allow_nan=False)  # fields are plain values already; `asdict` would copy them all
 
 
 def from_json(cls: type[R], text: str, *, where: str) -> R:

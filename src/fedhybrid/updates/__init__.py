@@ -14,7 +14,7 @@ from fedhybrid.updates.clip import Clip
 from fedhybrid.updates.delta import Delta
 from fedhybrid.updates.error_feedback import ErrorFeedback
 from fedhybrid.updates.memory import STATE_PREFIX
-from fedhybrid.updates.pipeline import Pipeline, Received, Sent, order_problems
+from fedhybrid.updates.pipeline import Pipeline, Received, Sent, exact_bytes, order_problems
 from fedhybrid.updates.quantise import Quantise
 from fedhybrid.updates.top_k import TopK
 
@@ -36,6 +36,7 @@ __all__ = [
     "Transform",
     "average_present",
     "check_update",
+    "exact_bytes",
     "not_finite",
     "parse_pipeline",
 ]

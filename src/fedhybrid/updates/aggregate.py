@@ -28,11 +28,11 @@ def average_present(
     Args:
         reference: The model: all names, their shapes and types.
         many: Updates, each with some of the reference's names.
-        weights: Of each update; not negative.
+        weights: Of each update; not negative. One of weight zero holds nothing.
         masks: Of each update: for some of its names a bool tensor of the same shape, False where it holds nothing.
     """
     assert len(many) == len(weights) == len(masks)
-    if many and not any(masks) and all(update.keys() == reference.keys() for update in many):
+    if sum(weights) > 0 and not any(masks) and all(update.keys() == reference.keys() for update in many):
         mean = average(many, weights)
         return {name: mean[name] for name in reference}
     held: Tensors = {}

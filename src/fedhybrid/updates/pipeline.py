@@ -19,7 +19,7 @@ from fedhybrid.updates.base import Context, Pieces, Transform
 from fedhybrid.updates.lanes import Lanes, forms_of, places_in
 from fedhybrid.updates.memory import STATE_PREFIX, after_sending, kept_errors
 
-__all__ = ["Pipeline", "Received", "Sent", "order_problems"]
+__all__ = ["Pipeline", "Received", "Sent", "exact_bytes", "order_problems"]
 
 _NOTHING: Mapping[str, Tensor] = {}
 
@@ -84,20 +84,6 @@ class Pipeline:
     def _active(self) -> tuple[Transform, ...]:
         """The parts that do something; none where nothing is lost, because even a difference would be rounded."""
         return () if self.is_identity else tuple(part for part in self.parts if not part.idle)
-
-    def exact_bytes(self, values: Mapping[str, Tensor], masks: Mapping[str, Tensor] = _NOTHING) -> int:
-        """Bytes of tensors that no transform changes, for an `is_identity` pipeline that makes no payload: their
-        elements inside the masks, and the masks.
-        """
-        if not masks:
-            return total_bytes(values)
-        sum_bytes = 0
-        for name, tensor in values.items():
-            count = total = tensor.numel()
-            if name in masks and (count := int(masks[name].sum())) < total:
-                sum_bytes += wire.mask_bytes(count, total)
-            sum_bytes += count * tensor.element_size()
-        return sum_bytes
 
     def expected_bytes(self, reference: Mapping[str, Tensor]) -> int:
         """What a whole update without masks will take, exactly, before there is one."""
@@ -182,6 +168,21 @@ class Pipeline:
         """Checksum of what both sides must agree on."""
         told = [(name, tuple(reference[name].shape), str(reference[name].dtype)) for name in names]
         return zlib.crc32(repr((told, self._active)).encode())
+
+
+def exact_bytes(values: Mapping[str, Tensor], masks: Mapping[str, Tensor] = _NOTHING) -> int:
+    """Bytes of tensors that travel as they are, where no payload is made: their elements inside the masks, and the
+    masks.
+    """
+    if not masks:
+        return total_bytes(values)
+    sum_bytes = 0
+    for name, tensor in values.items():
+        count = total = tensor.numel()
+        if name in masks and (count := int(masks[name].sum())) < total:
+            sum_bytes += wire.mask_bytes(count, total)
+        sum_bytes += count * tensor.element_size()
+    return sum_bytes
 
 
 def order_problems(parts: Sequence[tuple[int, Transform]]) -> list[tuple[int, str]]:
