@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from federations.commands import CONTENDERS, adopt_orphans, can_run, run_script
+from federations.digits_job import CHECKPOINT_EVERY
 from federations.outcome import command_rows, command_table, paired_table
 from showing import machine, note_name, write_note
 
@@ -51,7 +52,14 @@ def main() -> int:
             note_name("engine-empty" if given.empty else "engine", given.hardware),
             title="One job by four frameworks" + (", the empty one" if given.empty else ""),
             command=_command(given),
-            settings={"cores": given.cores, "rounds": given.rounds, "repeats": given.repeats},
+            settings={
+                "cores": given.cores,
+                "rounds": given.rounds,
+                "turns": given.repeats,
+                "stored by ours": f"records each round, a checkpoint every {CHECKPOINT_EVERY}",
+                "stored by the others": "nothing",
+                "load average at the end": f"{os.getloadavg()[0]:.1f}",
+            },
             body=body,
         )
     return 0

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from digits_job import BATCH, BRIGHTEST, CLIENTS, COHORT, LR, MOMENTUM, SEED, Job, OnRound, report
+from digits_job import BATCH, BRIGHTEST, CHECKPOINT_EVERY, CLIENTS, COHORT, LR, MOMENTUM, SEED, Job, OnRound, report
 
 import fedhybrid
 from fedhybrid.data import DATASETS, Dataset, ImageSplit
@@ -22,8 +22,6 @@ from fedhybrid.protocols import ClientRuntime, Optimizer
 from fedhybrid.records import ClientTask, Update
 
 __all__ = ["play"]
-
-CHECKPOINT_EVERY = 10  # rounds; the others store nothing at all
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from torch import nn
 
 from fedhybrid.errors import ConfigError
 from fedhybrid.models import MODELS, build_model
+from fedhybrid.models.transformer import Block
 
 IMAGES = [(1, 16, 16), (2, 28, 28), (3, 32, 32)]
 SHAPES: dict[str, list[tuple[int, ...]]] = {
@@ -162,13 +163,23 @@ def test_text_models_read_the_whole_window_in_order(name: str) -> None:
 def test_no_character_of_gpt_sees_those_after_it() -> None:
     model, x = small("char-gpt").eval(), inputs((10,), 4)
     states: list[torch.Tensor] = []
-    assert isinstance(model.blocks, nn.Module)
-    model.blocks.register_forward_hook(lambda module, given, output: states.append(output))
+    assert isinstance(model.blocks, nn.Sequential)
+    model.blocks[0].register_forward_hook(lambda module, given, output: states.append(output))
     model(x)
     x[:, 6] = (x[:, 6] + 1) % 7
     model(x)
     assert torch.allclose(states[0][:, :6], states[1][:, :6], atol=1e-6)
     assert not torch.allclose(states[0][:, 6:], states[1][:, 6:], atol=1e-6)
+
+
+def test_the_last_block_of_gpt_works_out_what_a_whole_block_would() -> None:
+    model, x = small("char-gpt").eval(), torch.randn(4, 10, 24)
+    assert isinstance(model.blocks, nn.Sequential)
+    last = model.blocks[-1]
+    whole = Block(24, 3, 96, 0.0, causal=True).eval()
+    whole.load_state_dict(last.state_dict())
+    assert last(x).shape == (4, 1, 24)
+    assert torch.allclose(last(x), whole(x)[:, -1:], atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,8 @@ class JourneyPlanner:
         sizes: EvaluationSizes,
         timeout_s: float | None,
     ) -> None:
-        self._fleet, self._budgets, self._shards, self._book = fleet, budgets, shards, book
+        self._fleet, self._budgets, self._book = fleet, budgets, book
+        self._num_samples = shards.sizes
         self._traffic, self._faults, self._sizes, self._timeout_s = traffic, faults, sizes, timeout_s
 
     def device(self, client: int) -> DeviceProfile:
@@ -96,7 +97,7 @@ class JourneyPlanner:
     def _refusal(self, journey: Journey) -> Failure | None:
         """Why a task does not even begin."""
         task, budget_bytes = journey.task, journey.promised_bytes
-        num_samples = len(self._shards[task.client])
+        num_samples = int(self._num_samples[task.client])
         if task.kind == "query":
             return None
         if task.kind == "evaluate":
@@ -111,6 +112,8 @@ class JourneyPlanner:
         needed_bytes = self._book.needed_bytes(task.plan)
         if needed_bytes > budget_bytes:
             what = "the unplanned step" if task.plan is None else f"plan {task.plan}"
+            if task.plan is None and self._book.enabled:
+                what, needed_bytes = "the smallest plan", self._book.least_bytes(self.device(task.client).name)
             detail = f"{what} needs {needed_bytes:,} bytes, the budget is {budget_bytes:,}"
             return failure_of(task, "out_of_memory", detail)
         if steps_of(task.work, num_samples) == 0:
@@ -120,7 +123,7 @@ class JourneyPlanner:
     def _walked(self, journey: Journey) -> Walk:
         task, client = journey.task, journey.task.client
         device, speed_factor = self.device(client).name, self._budgets.speed_factor(client)
-        num_samples = len(self._shards[client])
+        num_samples = int(self._num_samples[client])
         if task.kind == "query":
             return Walk(legs=(), seconds=0.0)
         if task.kind == "evaluate":

@@ -65,7 +65,7 @@ class World:
 
     def num_samples(self, client: int) -> int:
         """Training samples that the client holds."""
-        return len(self.job.shards[client])
+        return int(self.costs.num_samples[client])
 
     def next_arrival_s(self) -> float | None:
         """Seconds until somebody who is offline may be back; None where nobody is ever away."""

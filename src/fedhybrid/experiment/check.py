@@ -11,7 +11,7 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from fedhybrid.data import DATASETS, PARTITIONS, load_dataset
+from fedhybrid.data import PARTITIONS, find_loader, load_dataset
 from fedhybrid.errors import ConfigError, FedHybridError
 from fedhybrid.executor import ACTIONS
 from fedhybrid.experiment.config import RunConfig
@@ -221,9 +221,9 @@ def _part_options(part: str, raw: Mapping[str, Any], problems: list[str]) -> dic
 
 def _name_problems(raw: Mapping[str, Any]) -> list[str]:
     """Names that stand for no row of their table."""
-    problems = []
+    dataset = raw.get("dataset")
+    problems = _attempt(find_loader, dataset) if isinstance(dataset, str) else []
     for path, table, name in (
-        ("dataset", DATASETS, raw.get("dataset")),
         ("data.partition", PARTITIONS, _table(raw, "data").get("partition")),
         ("planner.solver", {"auto": None, **SOLVERS}, _table(raw, "planner").get("solver")),
     ):
@@ -239,7 +239,7 @@ def _name_problems(raw: Mapping[str, Any]) -> list[str]:
 def _data_problems(raw: Mapping[str, Any]) -> list[str]:
     """A missing folder, said together with other problems; where there are none, loading the data will say it."""
     name, root = raw.get("dataset"), _table(raw, "data").get("root")
-    if not isinstance(name, str) or name not in DATASETS or not (root is None or isinstance(root, str)):
+    if not isinstance(name, str) or _attempt(find_loader, name) or not (root is None or isinstance(root, str)):
         return []
     if root is not None and Path(root).is_dir():
         return []

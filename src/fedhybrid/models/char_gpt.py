@@ -3,7 +3,7 @@
 After A. Radford et al., "Language Models are Unsupervised Multitask Learners", 2019 (GPT-2): learnt positions, causal
 pre-norm blocks, a last normalisation, weights drawn with deviation 0.02.
 Differs: small; characters for tokens; only the last position is asked for its next character, as the data sets of
-windows have one label each; the head has its own weights, and residual layers start like all others.
+windows have one label each, and the last block works out that position alone; the head has its own weights, and residual layers start like all others.
 """
 
 from __future__ import annotations
@@ -42,7 +42,12 @@ class CharGpt(nn.Module):
         for table in (self.embedding.weight, self.positions):
             nn.init.normal_(table, std=_INITIAL_DEVIATION)
         self.dropout = dropout_layer(dropout)
-        self.blocks = nn.Sequential(*(Block(dim, heads, 4 * dim, dropout, causal=True) for _ in range(depth)))
+        self.blocks = nn.Sequential(
+            *(
+                Block(dim, heads, 4 * dim, dropout, causal=True, last_only=number == depth - 1)
+                for number in range(depth)
+            )
+        )
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, classes)
 

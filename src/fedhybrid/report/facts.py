@@ -1,39 +1,39 @@
-"""Numbers that follow from a run's records: who took part, what was measured, when a target was met."""
+"""Numbers that follow from a run's records: its tiers, when a target was met, its tightest plan."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
-from fedhybrid.records import COMPLETED, ClientRecord
+from fedhybrid.records import COMPLETED
 from fedhybrid.report.load import RunRecords, Runs
+from fedhybrid.report.tasks import training_tasks
 from fedhybrid.units import parse_budget
 
 __all__ = [
-    "Gap",
+    "Tested",
     "TierFacts",
     "TightPlan",
     "accuracy_targets",
-    "clients_reached",
-    "closest_tasks",
-    "failed_tasks",
     "fleet_size",
-    "largest_gap",
-    "measured_tasks",
     "step_bytes",
+    "tested_rounds",
     "tier_order",
     "tiers_of",
     "tightest_plan",
     "time_to_accuracy_s",
-    "violations",
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TierFacts:
-    """One budget tier in one run. `clients` (in the fleet) is None where the run has no summary yet."""
+    """One budget tier in one run.
+
+    `clients` (in the fleet) and `accuracy` (of the final model on data like its clients' own) are None where the run
+    has no summary yet; the latter also where no client of the tier could be asked.
+    """
 
     name: str
     budget_bytes: int | None
@@ -41,62 +41,19 @@ class TierFacts:
     reached: int
     tasks: int
     failed: int
+    accuracy: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gap:
-    """The task whose measured peak is farthest from the planned one. `gap_ratio` is relative to the measured peak."""
+class Tested(NamedTuple):
+    """The model on the test set at the end of one round."""
 
-    task: ClientRecord
-    gap_bytes: int
-    gap_ratio: float
+    virtual_time_s: float
+    accuracy: float
 
 
-def measured_tasks(run: RunRecords) -> list[ClientRecord]:
-    """Tasks whose peak was measured."""
-    return [task for task in run.clients if task.measured_peak_bytes is not None]
-
-
-def failed_tasks(run: RunRecords) -> list[ClientRecord]:
-    """Tasks that ended without an update."""
-    return [task for task in run.clients if task.outcome != COMPLETED]
-
-
-def violations(run: RunRecords) -> list[ClientRecord]:
-    """Tasks whose measured peak exceeds their budget."""
-    return [task for task in measured_tasks(run) if (task.measured_peak_bytes or 0) > task.budget_bytes]
-
-
-def largest_gap(run: RunRecords) -> Gap | None:
-    """Where planned and measured peak differ most; None where no task has both."""
-    gaps = [
-        Gap(
-            task=task,
-            gap_bytes=abs(task.planned_peak_bytes - measured),
-            gap_ratio=abs(task.planned_peak_bytes - measured) / measured,
-        )
-        for task in run.clients
-        if task.planned_peak_bytes is not None and (measured := task.measured_peak_bytes)
-    ]
-    return max(gaps, key=lambda gap: gap.gap_ratio, default=None)
-
-
-def closest_tasks(run: RunRecords) -> dict[int, ClientRecord]:
-    """Of each client that took part, the measured task that came closest to its budget, else its last one."""
-    closest: dict[int, ClientRecord] = {}
-    for task in run.clients:
-        if task.client not in closest or _nearness(task) >= _nearness(closest[task.client]):
-            closest[task.client] = task
-    return closest
-
-
-def _nearness(task: ClientRecord) -> float:
-    return -1.0 if task.measured_peak_bytes is None else task.measured_peak_bytes / task.budget_bytes
-
-
-def clients_reached(run: RunRecords) -> int:
-    """Distinct clients that completed a task."""
-    return len({task.client for task in run.clients if task.outcome == COMPLETED})
+def tested_rounds(run: RunRecords) -> list[Tested]:
+    """The rounds that were tested, in order."""
+    return [Tested(r.virtual_time_s, r.accuracy) for r in run.rounds if r.accuracy is not None]
 
 
 def fleet_size(run: RunRecords) -> int | None:
@@ -125,11 +82,12 @@ def tier_order(runs: Runs) -> list[str]:
 
 
 def tiers_of(run: RunRecords) -> dict[str, TierFacts]:
-    """Participation of each tier of one run, counted from its tasks."""
+    """Participation of each tier of one run, counted from its training tasks."""
     fleet = run.summary.participation if run.summary else {}
+    accuracies = run.summary.accuracy_by_tier if run.summary else {}
     facts: dict[str, TierFacts] = {}
     for tier in _tier_names(run):
-        tasks = [task for task in run.clients if task.tier == tier]
+        tasks = [task for task in training_tasks(run) if task.tier == tier]
         done = [task for task in tasks if task.outcome == COMPLETED]
         facts[tier] = TierFacts(
             name=tier,
@@ -138,6 +96,7 @@ def tiers_of(run: RunRecords) -> dict[str, TierFacts]:
             reached=len({task.client for task in done}),
             tasks=len(done),
             failed=len(tasks) - len(done),
+            accuracy=accuracies.get(tier),
         )
     return facts
 
@@ -176,7 +135,7 @@ def accuracy_targets(runs: Runs) -> list[float]:
 
 def time_to_accuracy_s(run: RunRecords, target_ratio: float) -> float | None:
     """Virtual time at the end of the first round whose test accuracy is at least the target."""
-    return next((r.virtual_time_s for r in run.rounds if r.accuracy >= target_ratio), None)
+    return next((test.virtual_time_s for test in tested_rounds(run) if test.accuracy >= target_ratio), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,8 +167,9 @@ def tightest_plan(runs: Runs) -> TightPlan | None:
 
 
 def _tight(label: str, run: RunRecords, name: str, plan: dict[str, Any]) -> TightPlan:
-    tasks = [task for task in run.clients if task.plan == name]
-    measured = [task.measured_peak_bytes for task in tasks if task.measured_peak_bytes is not None]
+    tasks = [task for task in training_tasks(run) if task.plan == name]
+    stayed = [task for task in tasks if not task.switches]  # the others' peaks may be another plan's
+    measured = [task.measured_peak_bytes for task in stayed if task.measured_peak_bytes is not None]
     return TightPlan(
         label=label,
         name=name,

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from fedhybrid.report.facts import (
     accuracy_targets,
-    clients_reached,
-    failed_tasks,
     fleet_size,
-    largest_gap,
-    measured_tasks,
     step_bytes,
+    tested_rounds,
     tiers_of,
     tightest_plan,
     time_to_accuracy_s,
-    violations,
 )
 from fedhybrid.report.load import RunRecords, Runs
+from fedhybrid.report.tasks import (
+    clients_reached,
+    failure_counts,
+    is_asynchronous,
+    largest_gap,
+    measured_tasks,
+    training_tasks,
+    violations,
+    words,
+)
 from fedhybrid.report.text import duration, mib, percent
 
 __all__ = ["KeyFact", "final_accuracy", "headline", "key_facts", "notices", "reached_text", "subject"]
@@ -35,10 +40,11 @@ _NAMED_RUNS = 3  # more runs than these would make a headline that nobody reads
 
 
 def final_accuracy(run: RunRecords) -> float | None:
-    """Test accuracy at the end, or so far; None before the first round's end."""
+    """Test accuracy at the end, or so far; None before the first test."""
     if run.summary:
         return run.summary.final_accuracy
-    return run.rounds[-1].accuracy if run.rounds else None
+    tests = tested_rounds(run)
+    return tests[-1].accuracy if tests else None
 
 
 def reached_text(run: RunRecords) -> str:
@@ -54,7 +60,8 @@ def headline(runs: Runs) -> str:
     for label in ranked[: 1 if len(runs) > _NAMED_RUNS else None]:
         accuracy = final_accuracy(runs[label])
         if accuracy is None:
-            parts.append(f"{label} has not completed a round")
+            missing = "been tested yet" if runs[label].rounds else "completed a round"
+            parts.append(f"{label} has not {missing}")
         else:
             verb = "reached" if runs[label].summary else "is at"
             opening = "" if parts else " test accuracy"
@@ -148,7 +155,8 @@ def notices(runs: Runs) -> list[str]:
         over = len(violations(run))
         if run.summary is None:
             asked = f" of {run.config['rounds']}" if "rounds" in run.config else ""
-            found.append(f"{label} is unfinished: {len(run.rounds)}{asked} rounds are done. Its numbers are so far.")
+            unit = "aggregations" if is_asynchronous(run) else "rounds"
+            found.append(f"{label} is unfinished: {len(run.rounds)}{asked} {unit} are done. Its numbers are so far.")
         elif run.summary.budget_violations != over:
             found.append(
                 f"{label}: summary.json says {run.summary.budget_violations} budget violations, the tasks in "
@@ -163,11 +171,10 @@ def notices(runs: Runs) -> list[str]:
 
 def _why_untrained(run: RunRecords) -> str:
     """Nobody took part, or every task failed."""
-    if run.clients:
-        kinds = Counter(task.outcome.replace("_", " ") for task in failed_tasks(run))
-        reasons = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-        first = next((task.detail for task in run.clients if task.detail), "")
-        return f"all {len(run.clients):,} tasks failed ({reasons}{'; the first: ' + first if first else ''})"
+    if tasks := training_tasks(run):
+        reasons = ", ".join(f"{count:,} {words(kind)}" for kind, count in failure_counts(run).most_common())
+        first = next((task.detail for task in tasks if task.detail), "")
+        return f"all {len(tasks):,} tasks failed ({reasons}{'; the first: ' + first if first else ''})"
     budgets = [tier.budget_bytes for tier in tiers_of(run).values() if tier.budget_bytes is not None]
     step = step_bytes(run)
     figures = ""

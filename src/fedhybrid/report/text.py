@@ -1,8 +1,8 @@
-"""Numbers as people read them: MiB, seconds to hours, per cent."""
+"""Numbers as people read them: MiB, seconds to hours, kJ, per cent."""
 
 from __future__ import annotations
 
-__all__ = ["MIB", "duration", "mib", "percent", "shorten", "time_scale"]
+__all__ = ["MIB", "duration", "energy", "mib", "percent", "shorten", "time_scale"]
 
 MIB = 2**20
 _GAP = "\u00a0"  # a no-break space keeps a number and its unit on one line
@@ -17,6 +17,18 @@ def mib(total_bytes: float, digits: int = 1) -> str:
     amount = total_bytes / MIB
     small = amount != 0 and abs(amount) < 0.5 * 10**-digits
     return f"{amount:.2g}{_GAP}MiB" if small else f"{amount:,.{digits}f}{_GAP}MiB"
+
+
+def energy(energy_j: float) -> str:
+    """Joules as kJ, small ones as J, and as what a battery or a bill counts.
+
+    >>> energy(276.8).replace(_GAP, " "), energy(7.2e6).replace(_GAP, " ")
+    ('276.8 J (0.0769 Wh)', '7,200.0 kJ (2,000 Wh)')
+    """
+    hours = energy_j / 3600
+    watt_hours = f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
+    amount = f"{energy_j / 1e3:,.1f}{_GAP}kJ" if energy_j >= 1e3 else f"{energy_j:.1f}{_GAP}J"
+    return f"{amount} ({watt_hours}{_GAP}Wh)"
 
 
 def percent(ratio: float, digits: int = 1) -> str:

@@ -6,20 +6,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from fedhybrid.report.facts import accuracy_targets, time_to_accuracy_s
+from fedhybrid.report.facts import accuracy_targets, tested_rounds, time_to_accuracy_s
 from fedhybrid.report.figures.style import Theme, colours, new_figure, spread
 from fedhybrid.report.load import Runs
+from fedhybrid.report.tasks import is_asynchronous
 from fedhybrid.report.text import duration, percent, shorten, time_scale
 
 __all__ = ["caption", "draw"]
 
-_MARKED_ROUNDS = 40  # beyond, the points of single rounds would merge into the line
+_MARKED_TESTS = 40  # beyond, the points of single tests would merge into the line
 _SHOWN_TARGETS = 3
 
 
 def draw(runs: Runs, theme: Theme) -> Figure | None:
-    """None where no run has completed a round."""
-    shown = {label: run for label, run in runs.items() if run.rounds}
+    """None where no run has been tested."""
+    shown = {label: run for label, run in runs.items() if tested_rounds(run)}
     if not shown:
         return None
     figure = new_figure(3.7)
@@ -27,17 +28,18 @@ def draw(runs: Runs, theme: Theme) -> Figure | None:
     colour = colours(runs, theme)
     unit_s, unit = time_scale(max(run.rounds[-1].virtual_time_s for run in shown.values()))
     for label, run in shown.items():
+        tests = tested_rounds(run)
         axes.plot(
-            [r.virtual_time_s / unit_s for r in run.rounds],
-            [r.accuracy for r in run.rounds],
+            [test.virtual_time_s / unit_s for test in tests],
+            [test.accuracy for test in tests],
             color=colour[label],
             linewidth=2,
-            marker="o" if len(run.rounds) <= _MARKED_ROUNDS else "",
+            marker="o" if len(tests) <= _MARKED_TESTS else "",
             markersize=3.5,
             clip_on=False,
             zorder=3,
         )
-    lowest = min(r.accuracy for run in shown.values() for r in run.rounds)
+    lowest = min(test.accuracy for run in shown.values() for test in tested_rounds(run))
     axes.set_ylim(0.1 * int(max(0.0, lowest - 0.05) * 10) if lowest > 0.3 else 0.0, 1.0)
     longest = max(run.rounds[-1].virtual_time_s for run in shown.values()) / unit_s
     axes.set_xlim(0, longest or 1.0)
@@ -55,7 +57,7 @@ def _mark_targets(axes: Axes, runs: Runs, theme: Theme, unit_s: float) -> None:
     for target in accuracy_targets(runs)[-_SHOWN_TARGETS:]:
         axes.axhline(target, color=theme.muted, linewidth=0.8, linestyle=(0, (1, 3)), zorder=1)
         for label, run in runs.items():
-            met = next((r for r in run.rounds if r.accuracy >= target), None)
+            met = next((test for test in tested_rounds(run) if test.accuracy >= target), None)
             if met is not None:
                 axes.plot(
                     [met.virtual_time_s / unit_s],
@@ -74,11 +76,12 @@ def _label_ends(axes: Axes, runs: Runs, theme: Theme, unit_s: float) -> None:
     """Names and last values in the right margin, each tied to its line's end by a thin leader."""
     low, high = axes.get_ylim()
     right = axes.get_xlim()[1]
-    places = spread([run.rounds[-1].accuracy for run in runs.values()], 0.115 * (high - low))
+    ends = {label: tested_rounds(run)[-1] for label, run in runs.items()}
+    places = spread([last.accuracy for last in ends.values()], 0.115 * (high - low))
     shift = min(0.0, high - max(places))
     colour = colours(runs, theme)
     for (label, run), place in zip(runs.items(), places, strict=True):
-        last = run.rounds[-1]
+        last = ends[label]
         axes.plot(
             [last.virtual_time_s / unit_s, right, right * 1.03],
             [last.accuracy, last.accuracy, place + shift],
@@ -103,9 +106,11 @@ def _label_ends(axes: Axes, runs: Runs, theme: Theme, unit_s: float) -> None:
 
 def caption(runs: Runs) -> str:
     """How to read the figure, with the times to the highest target that every run met or any did."""
+    merged = any(is_asynchronous(run) for run in runs.values())
+    end = "after a round or, in asynchronous runs, after an aggregation" if merged else "at the end of a round"
     text = (
-        "Each line is one run; a dot is the end of a round. Higher is better, further left is sooner. Time is virtual: "
-        "what the round would take on the simulated devices, planning overhead included."
+        f"Each line is one run; a dot is a test {end}. Higher is better, further left is sooner. Time is "
+        "virtual: what training would take on the simulated devices, planning overhead included."
     )
     targets = accuracy_targets(runs)
     if not targets:

@@ -12,6 +12,7 @@ from fedhybrid.records import COMPLETED, FloatArray
 from fedhybrid.report.facts import tier_order
 from fedhybrid.report.figures.style import Theme, colours, hide_spines, new_figure
 from fedhybrid.report.load import RunRecords, Runs
+from fedhybrid.report.tasks import is_asynchronous, training_tasks
 from fedhybrid.report.text import shorten
 
 __all__ = ["caption", "draw"]
@@ -21,11 +22,11 @@ _CELLS_WITH_NUMBERS = 26  # rounds beyond which a number no longer fits into its
 
 def draw(runs: Runs, theme: Theme) -> Figure | None:
     """None where no run has given out a task."""
-    shown = {label: run for label, run in runs.items() if run.clients}
+    shown = {label: run for label, run in runs.items() if training_tasks(run)}
     if not shown:
         return None
     tiers = tier_order(runs)
-    rounds = sorted({task.round for run in shown.values() for task in run.clients})
+    rounds = sorted({task.round for run in shown.values() for task in training_tasks(run)})
     first, last = rounds[0], rounds[-1]
     counts = {label: _counts(run, tiers, first, last) for label, run in shown.items()}
     most = max(1.0, *(float(table.max()) for table in counts.values()))
@@ -46,14 +47,15 @@ def draw(runs: Runs, theme: Theme) -> Figure | None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         hide_spines(axes, "left", "bottom")
         axes.set_title(shorten(label, 40), color=colours(runs, theme)[label], fontweight="bold")
-    panels[-1].set_xlabel("round")
+    merged = [is_asynchronous(run) for run in shown.values()]
+    panels[-1].set_xlabel("aggregation" if all(merged) else "round or aggregation" if any(merged) else "round")
     return figure
 
 
 def _counts(run: RunRecords, tiers: list[str], first: int, last: int) -> FloatArray:
     """Tasks completed, by tier (rows) and round (columns)."""
     table = np.zeros((len(tiers), last - first + 1))
-    for task in run.clients:
+    for task in training_tasks(run):
         if task.outcome == COMPLETED:
             table[tiers.index(task.tier), task.round - first] += 1
     return table
@@ -71,8 +73,11 @@ def _write_numbers(axes: Axes, table: FloatArray, first: int, most: float, theme
 
 def caption(runs: Runs) -> str:
     """How to read the figure."""
+    unit = "round"
+    if any(is_asynchronous(run) for run in runs.values()):
+        unit = "round or, in asynchronous runs, before each aggregation"
     return (
-        "Tasks completed in each round (the first is round 0), by budget tier (smallest budget on top); the stronger "
-        "the colour, the more. A row without colour is a tier that never contributes. Uneven rows show whom the "
+        f"Tasks completed in each {unit} (the first is number 0), by budget tier (smallest budget on top); the "
+        "stronger the colour, the more. A row without colour is a tier that never contributes. Uneven rows show whom the "
         "selection prefers."
     )

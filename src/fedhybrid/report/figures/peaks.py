@@ -10,20 +10,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fedhybrid.records import ClientRecord
-from fedhybrid.report.facts import (
-    TierFacts,
-    clients_reached,
-    closest_tasks,
-    fleet_size,
-    largest_gap,
-    measured_tasks,
-    step_bytes,
-    tier_order,
-    tiers_of,
-    violations,
-)
+from fedhybrid.report.facts import TierFacts, fleet_size, step_bytes, tier_order, tiers_of
 from fedhybrid.report.figures.style import Theme, colours, new_figure
 from fedhybrid.report.load import RunRecords, Runs
+from fedhybrid.report.tasks import (
+    clients_reached,
+    closest_tasks,
+    largest_gap,
+    measured_tasks,
+    training_tasks,
+    violations,
+)
 from fedhybrid.report.text import MIB, mib, percent, shorten
 
 __all__ = ["caption", "draw"]
@@ -35,14 +32,14 @@ _WIDE_TIERS = 8
 
 def draw(runs: Runs, theme: Theme) -> Figure | None:
     """None where no run has given out a task."""
-    shown = {label: run for label, run in runs.items() if run.clients}
+    shown = {label: run for label, run in runs.items() if training_tasks(run)}
     if not shown:
         return None
     tiers = tier_order(runs)
     figure = new_figure((2.9 if len(shown) == 1 else 2.35) * len(shown) + 0.75)
     panels = figure.subplots(len(shown), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     top_bytes = max(
-        max(task.budget_bytes, task.measured_peak_bytes or 0) for run in shown.values() for task in run.clients
+        max(task.budget_bytes, task.measured_peak_bytes or 0) for run in shown.values() for task in training_tasks(run)
     )
     for axes, (label, run) in zip(panels, shown.items(), strict=True):
         axes.set_ylim(0, 1.22 * top_bytes / MIB)
