@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from federations.commands import CONTENDERS, adopt_orphans, can_run, run_script
-from federations.digits_job import CHECKPOINT_EVERY
 from federations.outcome import command_rows, command_table, paired_table
 from showing import machine, note_name, write_note
 
@@ -56,7 +55,7 @@ def main() -> int:
                 "cores": given.cores,
                 "rounds": given.rounds,
                 "turns": given.repeats,
-                "stored by ours": f"records each round, a checkpoint every {CHECKPOINT_EVERY}",
+                "stored by ours": "records each round, checkpoints as by default",
                 "stored by the others": "nothing",
                 "load average at the end": f"{os.getloadavg()[0]:.1f}",
             },

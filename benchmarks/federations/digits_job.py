@@ -27,13 +27,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 __all__ = [
-    "BATCH", "BRIGHTEST", "CHECKPOINT_EVERY", "CLIENTS", "COHORT", "LR", "MOMENTUM", "SEED", "Job", "OnRound", "Play",
+    "BATCH", "BRIGHTEST", "CLIENTS", "COHORT", "LR", "MOMENTUM", "SEED", "Job", "OnRound", "Play",
     "accuracy", "load_job", "make_model", "report",
 ]  # fmt: skip
 
 CLIENTS, COHORT, BATCH, LR, MOMENTUM, SEED = 20, 10, 16, 0.05, 0.9, 1
 BRIGHTEST = 16  # values are 0 to 16
-CHECKPOINT_EVERY = 10  # rounds, of FedHybrid, which also writes records each round; the others store nothing
 _TRAIN, _ALPHA = 1500, 0.5
 _COMMAND_BEGAN_TICKS = 19  # of what stands behind the name in /proc/self/stat
 

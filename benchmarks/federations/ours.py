@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from digits_job import BATCH, BRIGHTEST, CHECKPOINT_EVERY, CLIENTS, COHORT, LR, MOMENTUM, SEED, Job, OnRound, report
+from digits_job import BATCH, BRIGHTEST, CLIENTS, COHORT, LR, MOMENTUM, SEED, Job, OnRound, report
 
 import fedhybrid
 from fedhybrid.data import DATASETS, Dataset, ImageSplit
@@ -78,7 +78,6 @@ def play(job: Job, rounds: int, on_round: OnRound, cores: int) -> None:
         "rounds": rounds,
         "seed": SEED,
         "workers": cores,
-        "checkpoint_every": CHECKPOINT_EVERY,
         "data": {"clients": CLIENTS, "partition": "natural"},
         "fleet": {"clients_per_round": COHORT},
         "train": {"batch_size": BATCH, "epochs": 1, "lr": LR, "momentum": MOMENTUM},

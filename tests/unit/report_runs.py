@@ -60,8 +60,12 @@ def write_run(
     best_ratio: float = 0.92,
     seed: int = 0,
     over_budget: bool = False,
+    tested_every: int = 1,
 ) -> Path:
-    """Writes one run; the policy `exclusion` reaches the tiers of 100 % and more only."""
+    """Writes one run; the policy `exclusion` reaches the tiers of 100 % and more only.
+
+    Where not every round is tested, one client of the cohort tests the model on its own data in those that are.
+    """
     tiers = TIERS if tiers is None else tiers
     rng = np.random.default_rng(seed)
     names = list(tiers)
@@ -85,16 +89,25 @@ def write_run(
             tasks[0] = dataclasses.replace(
                 tasks[0], outcome="completed", measured_peak_bytes=tasks[0].budget_bytes + 3 * MIB
             )
+        tasks = [
+            dataclasses.replace(task, at_s=now_s + task.virtual_time_s) if task.round == index else task
+            for task in tasks
+        ]
         mine = [task for task in tasks if task.round == index]
         now_s += max((task.virtual_time_s for task in mine), default=0.0)
         done = sum(task.outcome == "completed" for task in mine)
+        tested = (index + 1) % tested_every == 0 or index == rounds - 1
+        if tested and tested_every > 1 and mine:
+            tasks.append(
+                dataclasses.replace(mine[0], kind="evaluate", outcome="completed", plan=None, at_s=now_s, accuracy=0.4)
+            )
         accuracy = best_ratio - (best_ratio - 0.1) * float(np.exp(-(index + 1) / 5)) + 0.015 * float(rng.normal())
         records.append(
             RoundRecord(
                 round=index,
                 virtual_time_s=now_s,
-                accuracy=min(1.0, max(0.0, accuracy)),
-                loss=2.3 * float(np.exp(-index / 8)),
+                accuracy=min(1.0, max(0.0, accuracy)) if tested else None,
+                loss=2.3 * float(np.exp(-index / 8)) if tested else None,
                 train_loss=1.5 if done else None,
                 cohort=chosen,
                 completed=done,
@@ -102,6 +115,9 @@ def write_run(
                 bytes_up=3_000_000 * done,
                 bytes_down=3_000_000 * len(mine),
                 wall_time_s=1.5 * (index + 1),
+                staleness_mean=0.0 if done else None,
+                energy_j=120.0 * len(mine),
+                client_accuracy=0.4 if tested and tested_every > 1 and mine else None,
             )
         )
     append_jsonl(folder / "rounds.jsonl", records)
@@ -156,11 +172,12 @@ def _summary(
     records: list[RoundRecord], tasks: list[ClientRecord], names: list[str], *, per_tier: int, policy: str, seed: int
 ) -> Summary:
     def first_s(target: float) -> float | None:
-        return next((r.virtual_time_s for r in records if r.accuracy >= target), None)
+        return next((r.virtual_time_s for r in records if r.accuracy is not None and r.accuracy >= target), None)
 
+    accuracies = [r.accuracy for r in records if r.accuracy is not None]
     participation = {}
     for name in names:
-        mine = [t for t in tasks if t.tier == name]
+        mine = [t for t in tasks if t.tier == name and t.kind != "evaluate"]
         done = [t for t in mine if t.outcome == "completed"]
         participation[name] = {
             "clients": per_tier,
@@ -177,8 +194,8 @@ def _summary(
         seed=seed,
         rounds=len(records),
         clients=per_tier * len(names),
-        final_accuracy=records[-1].accuracy,
-        best_accuracy=max(r.accuracy for r in records),
+        final_accuracy=accuracies[-1],
+        best_accuracy=max(accuracies),
         virtual_time_s=records[-1].virtual_time_s,
         wall_time_s=records[-1].wall_time_s,
         time_to_accuracy_s={f"{target:.2f}": first_s(target) for target in np.arange(0.5, 1.0, 0.05).tolist()},
@@ -190,4 +207,12 @@ def _summary(
         resident_bytes=RESIDENT_BYTES,
         eager_peak_bytes=EAGER_PEAK_BYTES,
         runtime_bytes=310 * MIB,
+        schedule="synchronous",
+        energy_j=sum(r.energy_j or 0.0 for r in records),
+        staleness_mean=0.0,
+        accuracy_by_tier={
+            name: accuracies[-1] * (0.6 + 0.4 * (place + 1) / len(names)) for place, name in enumerate(names)
+        },
+        worst_tenth_accuracy=0.5 * accuracies[-1],
+        fairness_clients=per_tier * len(names),
     )

@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from tests.unit.report_merges import write_merges
 from tests.unit.report_runs import EAGER_PEAK_BYTES, MIB, RESIDENT_BYTES, TIERS, budget_bytes, write_run
 
-from fedhybrid.report.facts import closest_tasks, largest_gap, tier_order, tiers_of, tightest_plan, violations
+from fedhybrid.report.facts import tested_rounds, tier_order, tiers_of, tightest_plan
 from fedhybrid.report.figures import DARK, FIGURES, LIGHT, themed
 from fedhybrid.report.figures.style import spread
 from fedhybrid.report.load import Runs, load_runs
+from fedhybrid.report.tasks import closest_tasks, failure_counts, largest_gap, training_tasks, violations
 
 LONG_TIERS = {f"tier-with-a-long-name-{i:02d}": i / 14 for i in range(2, 16)}
 
@@ -50,6 +52,13 @@ ODD_RUNS: dict[str, Callable[[Path], object]] = {
     "every task fails": lambda f: write_run(f / "a", failing=1.0, rounds=2),
     "over budget": lambda f: write_run(f / "a", over_budget=True, rounds=2),
     "many tiers with long names": lambda f: write_run(f / "a", tiers=LONG_TIERS, per_tier=100, cohort=40, rounds=4),
+    "seldom tested": lambda f: write_run(f / "a", rounds=7, tested_every=3),
+    "asynchronous": lambda f: write_merges(f / "a"),
+    "asynchronous, every failure, many devices": lambda f: write_merges(
+        f / "a", clients=90, in_flight=60, merges=150, buffer=1, failing=0.5
+    ),
+    "asynchronous beside rounds": lambda f: [write_merges(f / "a"), write_run(f / "b", rounds=3)],
+    "one merge of fresh updates": lambda f: write_merges(f / "a", merges=1, in_flight=1, failing=0.0),
     "six long labels": lambda f: [write_run(f / f"{'a-long-label-' * 4}{i}", rounds=3, seed=i) for i in range(6)],
 }
 
@@ -170,6 +179,82 @@ def test_the_largest_gap_is_relative_to_what_was_measured(two: Runs) -> None:
     ]
     assert gap.gap_ratio == max(ratios)
     assert RESIDENT_BYTES < (gap.task.measured_peak_bytes or 0) <= EAGER_PEAK_BYTES
+
+
+def test_rounds_without_a_test_are_no_points_of_the_curve(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", rounds=8, tested_every=3)
+    runs = load_runs(tmp_path)
+    tests = tested_rounds(runs["run"])
+    assert [r.accuracy is not None for r in runs["run"].rounds] == [i in {2, 5, 7} for i in range(8)]
+    line = drawn("accuracy", runs).axes[0].lines[0]
+    assert np.allclose(line.get_ydata(), [test.accuracy for test in tests])
+    assert len(np.asarray(line.get_xdata())) == 3
+
+
+def test_tests_on_devices_are_no_participation(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", rounds=6, tested_every=2, failing=0.0)
+    run = load_runs(tmp_path)["run"]
+    assert len(run.clients) == len(training_tasks(run)) + 3
+    assert sum(tier.tasks for tier in tiers_of(run).values()) == 6 * 8
+    assert np.asarray(drawn("cohorts", {"run": run}).axes[0].images[0].get_array()).sum() == 6 * 8
+    assert closest_tasks(run).keys() == {task.client for task in training_tasks(run)}
+
+
+def test_fairness_has_a_dot_for_every_tier_and_the_worst_tenth(two: Runs) -> None:
+    reached, served = drawn("fairness", two).axes
+    for axes, rows in ((reached, 5), (served, 6)):
+        assert sum(line.get_marker() == "o" for line in axes.lines) == 2 * rows
+    summary = two["fedhybrid"].summary
+    assert summary is not None
+    dots = [float(np.asarray(line.get_xdata())[0]) for line in served.lines if line.get_marker() == "o"][-6:]
+    assert dots == [*summary.accuracy_by_tier.values(), summary.worst_tenth_accuracy]
+    assert [tick.get_text() for tick in reached.get_yticklabels()] == [*TIERS, "worst tenth"]
+    assert "serves 100% with" in FIGURES["fairness"].caption(two)
+
+
+def test_failures_are_shares_of_each_tiers_tasks(tmp_path: Path) -> None:
+    write_merges(tmp_path / "run", failing=0.4)
+    run = load_runs(tmp_path)["run"]
+    axes = drawn("failures", {"run": run}).axes[0]
+    tiers = tiers_of(run)
+    for row, name in enumerate(tier_order({"run": run})):
+        bars = [patch for patch in axes.patches if patch.get_y() < row < patch.get_y() + patch.get_height()]
+        whole = tiers[name].tasks + tiers[name].failed
+        assert sum(patch.get_width() for patch in bars) == pytest.approx(tiers[name].failed / whole)
+    assert sum(failure_counts(run).values()) == sum(tier.failed for tier in tiers.values())
+
+
+def test_bars_of_tasks_go_from_start_to_end_and_never_overlap(tmp_path: Path) -> None:
+    write_merges(tmp_path / "devices")
+    write_merges(tmp_path / "slots", clients=90, in_flight=60, merges=120, buffer=3)
+    runs = load_runs(tmp_path)
+    figure = drawn("tasks", runs)
+    for axes, run in zip(figure.axes, runs.values(), strict=True):
+        bars = [(p.get_y(), p.get_x(), p.get_x() + p.get_width()) for p in axes.patches]
+        tasks = sorted(run.clients, key=lambda task: (task.at_s - task.virtual_time_s, task.at_s))[:200]
+        unit_s = 60.0 if max(task.at_s for task in tasks) >= 120 else 1.0
+        assert np.allclose(sorted(bar[2] for bar in bars), sorted(task.at_s / unit_s for task in tasks))
+        assert np.allclose(
+            sorted(bar[1] for bar in bars), sorted((task.at_s - task.virtual_time_s) / unit_s for task in tasks)
+        )
+        for (row, _, end), (next_row, start, _) in pairwise(sorted(bars)):
+            assert row != next_row or start >= end - 1e-9
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["small", "middle", "large"]
+    assert "the first 200 of" in figure.axes[1].get_title()
+
+
+def test_staleness_bars_are_shares_of_updates(tmp_path: Path) -> None:
+    write_merges(tmp_path / "run")
+    run = load_runs(tmp_path)["run"]
+    axes = drawn("staleness", {"run": run}).axes[0]
+    ages = [task.staleness for task in run.clients if task.outcome == "completed"]
+    assert [p.get_height() for p in axes.patches] == pytest.approx(np.bincount(ages) / len(ages))
+    assert f"mean {np.mean(ages):.1f}" in texts(axes.figure)  # type: ignore[arg-type]
+
+
+def test_rounds_have_no_task_timeline_and_no_staleness(two: Runs) -> None:
+    assert FIGURES["tasks"].draw(two, LIGHT) is None
+    assert FIGURES["staleness"].draw(two, LIGHT) is None
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0.01, 0.5))

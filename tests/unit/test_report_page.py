@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import json
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from tests.unit.report_merges import write_merges
 from tests.unit.report_runs import write_run
 
 from fedhybrid.errors import ConfigError
@@ -67,7 +69,8 @@ def page(variants: Path) -> Page:
 def test_the_page_lies_above_the_variants_with_its_figures(variants: Path, page: Page) -> None:
     assert (variants / "report.html").is_file()
     found = sorted(path.name for path in (variants / "figures").iterdir())
-    assert found == ["accuracy.png", "cohorts.png", "participation.png", "peaks.png", "timeline.png"]
+    figures = ("accuracy", "cohorts", "failures", "fairness", "participation", "peaks", "timeline")
+    assert found == [f"{name}.png" for name in figures]
     assert all((variants / "figures" / name).read_bytes().startswith(PNG_SIGNATURE) for name in found)
     assert page.open == []
 
@@ -88,7 +91,7 @@ def test_each_variant_has_a_page_of_its_own(variants: Path, page: Page, label: s
 
 
 def test_the_page_needs_nothing_else(variants: Path, page: Page) -> None:
-    assert len(page.references) == 10  # five figures, light and dark
+    assert len(page.references) == 14  # seven figures, light and dark
     for reference in page.references:
         kind, _, data = reference.partition(",")
         assert kind == "data:image/png;base64"
@@ -132,10 +135,67 @@ def test_the_same_records_give_the_same_page_and_matplotlib_is_left_as_it_was(va
 
 
 def test_an_unfinished_run_is_drawn_and_says_so(tmp_path: Path) -> None:
-    page = Page(write_report(write_run(tmp_path / "run", rounds=4, finished=False)).read_text())
+    page = Page(write_report(write_run(tmp_path / "run", rounds=4, finished=False, failing=0.0)).read_text())
     assert "run is unfinished: 4 of 4 rounds are done." in page.text
     assert "run is at" in page.text
-    assert len(page.references) == 10
+    assert len(page.references) == 10  # whom the model serves is known at the end only
+
+
+def test_a_section_with_nothing_to_say_is_left_out(tmp_path: Path) -> None:
+    page = Page(write_report(write_run(tmp_path / "run", rounds=2, failing=0.0)).read_text())
+    for title in ("Failures", "Tasks under way", "Staleness"):
+        assert title not in page.text
+
+
+def test_an_asynchronous_run_shows_its_schedule_staleness_and_failures(tmp_path: Path) -> None:
+    folder = write_merges(tmp_path / "run", failing=0.3)
+    page = Page(write_report(folder).read_text())
+    run = load_records(folder)
+    assert run.summary is not None
+    failed = sum(run.summary.failures.values())
+    for shown in (
+        "Tasks under way", "Staleness of updates", "Schedule semi-asynchronous", "Rounds or aggregations 30",
+        f"Mean staleness (aggregations) {run.summary.staleness_mean:.2f}",
+        f"Tasks that failed {failed} of {len(run.clients)}", f"crash {run.summary.failures['crash']} ",
+        f"Steps for which a device had too little memory {run.summary.violations}",
+        f"Moves along the ladder of plans {sum(task.switches for task in run.clients)}",
+        "run worst tenth of all", "Accuracy for the worst tenth of devices 55.0 %",
+    ):  # fmt: skip
+        assert shown in page.text, shown
+    assert "Energy" not in page.text  # no device's profile has figures
+
+
+def test_energy_and_traffic_are_told_where_they_are_known(tmp_path: Path) -> None:
+    page = Page(write_report(write_run(tmp_path / "run", rounds=5, failing=0.0, finished=False)).read_text())
+    assert "Energy of all devices, above idle 4.8 kJ (1.33 Wh)" in page.text  # 5 rounds of 8 tasks of 120 J
+    assert "Sent by devices 114.4 MiB" in page.text
+
+
+def test_records_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=4)
+    kept = {
+        "rounds.jsonl": 11, "clients.jsonl": 14, "summary.json": 20,
+    }  # fmt: skip
+    for name, fields in kept.items():
+        lines = (folder / name).read_text().splitlines()
+        old = [json.dumps(dict(list(json.loads(line).items())[:fields])) for line in lines]
+        (folder / name).write_text("".join(line + "\n" for line in old))
+    run = load_records(folder)
+    assert run.summary is not None
+    assert (run.summary.schedule, run.summary.accuracy_by_tier, run.clients[0].kind) == ("rounds", {}, "train")
+    page = Page(write_report(folder).read_text())
+    assert "Whom training reached" not in page.text
+    assert "Energy" not in page.text
+    assert f"{100 * run.summary.final_accuracy:.1f} %" in page.text
+
+
+def test_a_run_that_has_not_been_tested_yet_says_so(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=2, tested_every=2, finished=False)
+    lines = (folder / "rounds.jsonl").read_text().splitlines(keepends=True)
+    (folder / "rounds.jsonl").write_text(lines[0])
+    runs = load_runs(folder)
+    assert headline(runs) == "run has not been tested yet."
+    assert "this figure needs a round that was tested" in Page(write_report(folder).read_text()).text
 
 
 def test_text_from_the_records_is_never_markup(tmp_path: Path) -> None:

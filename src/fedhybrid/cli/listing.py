@@ -30,6 +30,7 @@ TABLES: Mapping[str, tuple[str, str]] = {
     "policies": ("fedhybrid.selection", "POLICIES"),
     "predictors": ("fedhybrid.fleet", "PREDICTORS"),
     "solvers": ("fedhybrid.planner", "SOLVERS"),
+    "transforms": ("fedhybrid.updates", "TRANSFORMS"),
 }
 
 

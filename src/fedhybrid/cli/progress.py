@@ -19,8 +19,23 @@ __all__ = ["Bars", "Lines"]
 LINES_PER_RUN = 10
 
 
-def _figures(record: RoundRecord) -> str:
-    return f"accuracy {record.accuracy:.3f}, virtual time {format_seconds(record.virtual_time_s)}"
+class _Figures:
+    """Of each variant: the accuracy of its last test, the clock, and how many tasks failed."""
+
+    def __init__(self) -> None:
+        self._accuracy: dict[str, str] = {}
+        self._failed: dict[str, int] = {}
+
+    def of(self, label: str, record: RoundRecord) -> str:
+        """After this round, which need not have been tested."""
+        if record.accuracy is not None:
+            self._accuracy[label] = f"{record.accuracy:.3f}"
+        self._failed[label] = self._failed.get(label, 0) + record.failed
+        parts = [f"accuracy {self._accuracy.get(label, 'not tested yet')}"]
+        parts.append(f"virtual time {format_seconds(record.virtual_time_s)}")
+        if self._failed[label]:
+            parts.append(f"{self._failed[label]} tasks failed")
+        return ", ".join(parts)
 
 
 @final
@@ -37,7 +52,7 @@ class Bars:
             console=console,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._failed: dict[str, int] = {}
+        self._figures = _Figures()
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -56,16 +71,11 @@ class Bars:
         self._bars.update(self._task(label), figures=stage)
 
     def on_task(self, label: str, record: ClientRecord) -> None:
-        """Counts the tasks that failed."""
-        from fedhybrid.records import COMPLETED  # noqa: PLC0415 - imported already by whoever made the record
-
-        if record.outcome != COMPLETED:
-            self._failed[label] = self._failed.get(label, 0) + 1
+        """Nothing: a round counts its tasks."""
 
     def on_round(self, label: str, record: RoundRecord) -> None:
         """Moves the bar."""
-        failed = f", {self._failed[label]} tasks failed" if label in self._failed else ""
-        self._bars.update(self._task(label), advance=1, figures=_figures(record) + failed)
+        self._bars.update(self._task(label), advance=1, figures=self._figures.of(label, record))
 
     def on_end(self, label: str, summary: Summary) -> None:
         """Leaves the bar full."""
@@ -84,6 +94,7 @@ class Lines:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._rounds: dict[str, int] = {}
+        self._figures = _Figures()
 
     def __enter__(self) -> Self:
         return self
@@ -105,10 +116,10 @@ class Lines:
 
     def on_round(self, label: str, record: RoundRecord) -> None:
         """Says every tenth part of the run, and the last round."""
-        rounds = self._rounds[label]
+        rounds, figures = self._rounds[label], self._figures.of(label, record)
         done = record.round + 1
         if done % math.ceil(rounds / LINES_PER_RUN) == 0 or done == rounds:
-            self._say(f"{label or 'run'}: round {done}/{rounds}, {_figures(record)}")
+            self._say(f"{label or 'run'}: round {done}/{rounds}, {figures}")
 
     def on_end(self, label: str, summary: Summary) -> None:
         """Nothing: the command ends with a table."""

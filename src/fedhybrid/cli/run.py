@@ -6,19 +6,15 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from fedhybrid.cli.arguments import attempt, parse_assignments
+from fedhybrid.cli.closing import closing_lines, closing_table
 from fedhybrid.cli.output import notes, results, stage
 from fedhybrid.cli.progress import Bars, Lines
 from fedhybrid.errors import ConfigError
-from fedhybrid.units import format_seconds
-
-if TYPE_CHECKING:
-    from fedhybrid.records import Summary
 
 __all__ = ["run"]
 
@@ -48,8 +44,8 @@ def run(
       fedhybrid run recipes/quickstart.toml --out runs/quickstart --resume
       fedhybrid run recipes/quickstart.toml method=fedavg --print-config
 
-    DIR then holds report.html, summary.json, rounds.jsonl (a line a round), clients.jsonl (a line a task, with budget,
-    planned and measured peak), plans/, config.toml (complete) and model.safetensors.
+    DIR then holds report.html, summary.json, rounds.jsonl (a line a round, or an aggregation), clients.jsonl (a line a
+    task, with budget, planned and measured peak), plans/, config.toml (complete) and model.safetensors.
     """
     from fedhybrid import experiment
     from fedhybrid.report import load_runs, notices, write_report
@@ -70,7 +66,9 @@ def run(
         result = experiment.run(recipe, out=out, overrides=settings, resume=resume, progress=progress)
     with stage(console, "drawing the report"):
         page = write_report(out)
-    results().print(_table(result.summaries))
+    results().print(closing_table(result.summaries))
+    for line in closing_lines(result.summaries):
+        results().print(line, markup=False, highlight=False, soft_wrap=True)
     results().print(f"report: {page.resolve()}", markup=False, highlight=False, soft_wrap=True)
     for notice in notices(load_runs(out)):
         console.print(f"note: {notice}".replace("\u00a0", " "), markup=False, highlight=False, soft_wrap=True)
@@ -91,21 +89,3 @@ def _require_writable(folder: Path) -> None:
         for path in missing:
             with suppress(OSError):
                 path.rmdir()
-
-
-def _table(summaries: dict[str, Summary]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("run", "accuracy", "best", "virtual time", "real time", "reached", "over budget"):
-        table.add_column(heading, justify="left" if heading == "run" else "right")
-    for label, summary in summaries.items():
-        reached = sum(tier["reached"] for tier in summary.participation.values())
-        table.add_row(
-            label or summary.method,
-            f"{summary.final_accuracy:.3f}",
-            f"{summary.best_accuracy:.3f}",
-            format_seconds(summary.virtual_time_s),
-            format_seconds(summary.wall_time_s),
-            f"{reached} of {summary.clients}",
-            str(summary.budget_violations),
-        )
-    return table

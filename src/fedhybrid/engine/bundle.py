@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from fedhybrid.errors import ConfigError
 from fedhybrid.tree import Tensors
 
-__all__ = ["pack_bundle", "read_bundle", "unpack_bundle"]
+__all__ = ["in_own_memory", "pack_bundle", "read_bundle", "unpack_bundle"]
 
 _KEY = "fedhybrid"  # one key only: safetensors keeps several in no fixed order
 _PREFIX_BYTES = 8
@@ -34,9 +35,9 @@ def pack_bundle(header: Mapping[str, Any], groups: Mapping[str, Tensors]) -> byt
             if (known := first.setdefault(id(tensor), path)) != path:
                 same[path] = known
             else:
-                stored[path] = _own(tensor)
+                stored[path] = tensor
     content = {"header": header, "same": same, "groups": list(groups)}
-    return save(stored, metadata={_KEY: json.dumps(content, allow_nan=False)})
+    return save(in_own_memory(stored), metadata={_KEY: json.dumps(content, allow_nan=False)})
 
 
 def unpack_bundle(packed: bytes) -> tuple[dict[str, Any], dict[str, Tensors]]:
@@ -69,7 +70,16 @@ def _sorted_out(metadata: Mapping[str, str], tensors: Tensors) -> tuple[dict[str
     return content["header"], groups
 
 
-def _own(tensor: Tensor) -> Tensor:
-    """The tensor in memory of its own, as the form wants it."""
-    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor if whole and tensor.is_contiguous() else tensor.clone().contiguous()
+def in_own_memory(tensors: Mapping[str, Tensor]) -> Tensors:
+    """The tensors contiguous and none in memory of another's, as the form wants it; copied only where they are not."""
+    own: Tensors = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        whole = storage.nbytes() == tensor.numel() * tensor.element_size() and tensor.is_contiguous()
+        if whole and storage.data_ptr() not in taken:
+            taken.add(storage.data_ptr())
+            own[name] = tensor
+        else:
+            own[name] = tensor.clone(memory_format=torch.contiguous_format)
+    return own

@@ -106,6 +106,7 @@ class InProcessDriver:
     def restore(self, pending: Iterable[PendingTask], next_ticket: int) -> None:
         """Puts tasks back under way as they were; they end when and as they would have ended."""
         for each in pending:
+            self._planner.recall(each.task, each.start_s)
             self._enter(each.ticket, each.task, each.start_s)
         self._next_ticket = next_ticket
 
@@ -165,7 +166,7 @@ class InProcessDriver:
         if failure is None and given.kind != "query":
             self._labour.begin(ticket, self._job(journey, at_s))
         self._busy[client] = ticket
-        self._push(_Stage(at_s, ticket, journey, failure))
+        self._push(_Stage(at_s, ticket, journey, failure, bytes_up=self._planner.lost_bytes(journey, at_s)))
 
     def _push(self, stage: _Stage) -> None:
         self._under_way[stage.ticket] = stage

@@ -107,14 +107,17 @@ def damaged(update: Update, kind: str, seed: int) -> Update:
     weights = dict(update.weights)
     if kind == "non_finite":
         floating = [each for each in names if weights[each].is_floating_point() and weights[each].numel()]
+        if not floating:
+            return replace(update, loss_mean=math.nan)
         name = floating[derive_seed(seed, purpose="damaged tensor") % len(floating)]
-        broken = weights[name].clone()
+        broken = weights[name].clone(memory_format=torch.contiguous_format)
         broken.view(-1)[derive_seed(seed, purpose="damaged element") % broken.numel()] = math.nan
         return replace(update, weights=weights | {name: broken})
     tensor = weights.pop(name)
+    flat = tensor.reshape(-1)
     damages: tuple[Callable[[], None], ...] = (
         lambda: weights.update({f"{name}?": tensor}),
-        lambda: weights.update({name: torch.cat([tensor.reshape(-1), tensor.reshape(-1)[:1]])}),
+        lambda: weights.update({name: torch.cat([flat, flat.new_zeros(1)])}),
         lambda: weights.update({name: tensor.to(torch.complex64)}),
     )
     damages[derive_seed(seed, purpose="damage") % len(damages)]()

@@ -69,6 +69,11 @@ class JourneyPlanner:
         """The client's profile."""
         return self._fleet.tiers[int(self._fleet.tier[client])].device
 
+    def recall(self, given: ClientTask, start_s: float) -> None:
+        """Makes the plan known that a task was given before a stop: a plan book begins empty, its files are there."""
+        if given.plan is not None:
+            self._book.choose(self.device(given.client).name, self._budgets.promised_one(given.client, start_s))
+
     def begin(self, given: ClientTask, start_s: float) -> tuple[Journey, float, Failure | None]:
         """The journey of a task, when its computing ends, and why it comes to nothing by then, if it does."""
         client = given.client
@@ -166,6 +171,12 @@ class JourneyPlanner:
             at_s, kind, detail = min(cut_off)
             return at_s, failure_of(task, kind, detail)
         return journey.computed_s, None
+
+    def lost_bytes(self, journey: Journey, at_s: float) -> int:
+        """What has been sent by `at_s` of an upload that is to be lost on the way."""
+        if journey.fault is None or journey.fault.kind != "disconnected":
+            return 0
+        return max(0, int((at_s - journey.computed_s) * self.device(journey.task.client).uplink_bytes_per_s))
 
     def cut_off(self, journey: Journey, before_s: float) -> list[tuple[float, str, str]]:
         """What ends a task from outside before that time."""

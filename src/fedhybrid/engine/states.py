@@ -11,6 +11,7 @@ from typing import final
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from fedhybrid.engine.bundle import in_own_memory
 from fedhybrid.engine.files import TEMPORARY_SUFFIX, write_atomically
 from fedhybrid.errors import ConfigError
 from fedhybrid.tree import Tensors
@@ -66,7 +67,7 @@ class ClientStates:
             if client in self._numbers:
                 self._replaced.append(self._path(client))
             self._numbers[client] = self._next
-            write_atomically(self._path(client), save({name: t.contiguous() for name, t in state.items()}))
+            write_atomically(self._path(client), save(in_own_memory(state)))
         self._next += bool(self._changed)
         self._changed.clear()
         return {str(client): number for client, number in sorted(self._numbers.items())}

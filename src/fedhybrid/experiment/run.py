@@ -37,7 +37,8 @@ def run(
         overrides: Settings that replace the recipe's, by dotted path: `{"rounds": 5, "train.lr": 0.1}`.
         resume: Go on with the run in `out`, if there is one.
         progress: Is told what happens.
-        processes: How many variants run at the same time; by default as many as there are processors.
+        processes: How many variants run at the same time; by default as many as there are processors for
+            their workers.
 
     Raises:
         ConfigError: Every problem of the recipe at once; or `out` holds what must not be overwritten.
@@ -58,7 +59,8 @@ def run(
     ]
     claim_folders(whole + claims, resume=resume)
     open_labels = [label for label in runs if not _report_finished(label, folders[label], runs[label].rounds, progress)]
-    at_once = min(len(open_labels), processes or _processors())
+    hands = max(each.workers for each in runs.values())
+    at_once = min(len(open_labels), processes or max(_processors() // hands, 1))
     if at_once > 1:
         run_side_by_side({label: folders[label] for label in open_labels}, at_once, progress)
     else:

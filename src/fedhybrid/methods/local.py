@@ -13,27 +13,20 @@ __all__ = ["train_locally"]
 def train_locally(task: ClientTask, client: ClientRuntime) -> Update:
     """Ordinary mini-batch training from the task's weights over the client's data.
 
-    Losses are summed in float64 in the order of the batches, without waiting for each step's number.
+    The samples' losses are kept and summed at the end, in float64: a small step takes no longer for it, and nothing waits
+    for each step's number.
     """
     client.load(task.weights)
-    loss_sum = torch.zeros((), dtype=torch.float64)
-    squared_sum = torch.zeros((), dtype=torch.float64)
-    steps = samples_seen = 0
-    for x, y in client.batches(task.work, task.seed):
-        _, sample_losses = client.step(x, y)
-        losses = sample_losses.detach().to("cpu", torch.float64)
-        loss_sum += losses.sum()
-        squared_sum += losses.square().sum()
-        steps += 1
-        samples_seen += len(losses)
+    kept = [client.step(x, y)[1].detach() for x, y in client.batches(task.work, task.seed)]
+    losses = torch.cat(kept).to("cpu", torch.float64) if kept else torch.zeros(0, dtype=torch.float64)
     return Update(
         client=task.client,
         round_index=task.round_index,
         weights=client.weights(),
         num_samples=client.num_samples,
-        samples_seen=samples_seen,
-        steps=steps,
-        loss_mean=loss_sum.item() / max(samples_seen, 1),
-        squared_loss_sum=squared_sum.item(),
+        samples_seen=len(losses),
+        steps=len(kept),
+        loss_mean=losses.sum().item() / max(len(losses), 1),
+        squared_loss_sum=losses.square().sum().item(),
         measured_peak_bytes=client.measured_peak_bytes,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -75,7 +74,6 @@ def measure_bytes(makers: Sequence[tuple[Callable[[], Call], int]]) -> list[tupl
 
     The calls are made, with their scratch tensors, and run one at a time.
     """
-    gc.collect()
     with allocator_events() as events:
         for make, _ in makers:
             call = make()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,19 @@ from fedhybrid.report.load import Runs, load_runs
 __all__ = ["write_report"]
 
 
+# What stands below a figure: the table, and under which words it is folded away ("" for not at all).
+_TABLES: dict[str, tuple[tuple[Callable[[Runs], tables.Table | None], str], ...]] = {
+    "accuracy": ((tables.summary_table, ""),),
+    "peaks": ((tables.memory_table, "The numbers by tier"),),
+    "fairness": ((tables.fairness_table, "The numbers by tier"),),
+    "timeline": ((tables.plans_table, "All plans"),),
+    "failures": ((tables.trouble_table, ""), (tables.failures_table, "Every kind of failure by tier, with a reason")),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """One figure of the page: base64 PNGs for light and dark pages, empty where there was nothing to draw."""
+class Section:
+    """One figure with what stands below it: base64 PNGs for light and dark pages, empty where nothing was drawn."""
 
     name: str
     title: str
@@ -28,6 +39,12 @@ class Picture:
     light: str
     dark: str
     needs: str
+    tables: tuple[tuple[tables.Table, str], ...]
+
+    @property
+    def says_something(self) -> bool:
+        """Whether there is anything to show, or something missing that the reader expects."""
+        return bool(self.light or self.needs or self.tables)
 
 
 def write_report(folder: Path | str) -> Path:
@@ -51,27 +68,29 @@ def _write_page(folder: Path, runs: Runs) -> Path:
     page = folder / "report.html"
     try:
         (folder / "figures").mkdir(exist_ok=True)
-        pictures = [_picture(name, drawing, runs, folder / "figures") for name, drawing in FIGURES.items()]
-        page.write_text(_render(runs, pictures), encoding="utf-8")
+        sections = [_section(name, drawing, runs, folder / "figures") for name, drawing in FIGURES.items()]
+        page.write_text(_render(runs, [s for s in sections if s.says_something]), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"the report cannot be written into {folder}: {error}") from error
     return page
 
 
-def _picture(name: str, drawing: Drawing, runs: Runs, folder: Path) -> Picture:
+def _section(name: str, drawing: Drawing, runs: Runs, folder: Path) -> Section:
     light, dark = (_png(drawing, runs, theme) for theme in (LIGHT, DARK))
     path = folder / f"{name}.png"
     if light:
         path.write_bytes(light)
     else:
         path.unlink(missing_ok=True)  # an earlier report's figure would contradict this page
-    return Picture(
+    below = ((make(runs), fold) for make, fold in _TABLES.get(name, ()))
+    return Section(
         name=name,
         title=drawing.title,
         caption=drawing.caption(runs) if light else "",
         light=base64.b64encode(light).decode(),
         dark=base64.b64encode(dark).decode(),
         needs=drawing.needs,
+        tables=tuple((table, fold) for table, fold in below if table),
     )
 
 
@@ -85,7 +104,7 @@ def _png(drawing: Drawing, runs: Runs, theme: Theme) -> bytes:
         return out.getvalue()
 
 
-def _render(runs: Runs, pictures: list[Picture]) -> str:
+def _render(runs: Runs, sections: list[Section]) -> str:
     environment = Environment(
         loader=PackageLoader("fedhybrid.report"),
         autoescape=True,
@@ -98,12 +117,8 @@ def _render(runs: Runs, pictures: list[Picture]) -> str:
         "subject": sentences.subject(runs),
         "facts": sentences.key_facts(runs),
         "notices": sentences.notices(runs),
-        "pictures": pictures,
-        "summary": tables.summary_table(runs),
+        "sections": sections,
         "differences": tables.differences_table(runs),
-        "memory": tables.memory_table(runs),
-        "plans": tables.plans_table(runs),
-        "failures": tables.failures_table(runs),
         "configs": tables.configs(runs),
     }
     return environment.get_template("report.html.jinja").render(context)

@@ -99,7 +99,11 @@ class FedHybridSelection:
         untried, tried = fit[~arms.tried], fit[arms.tried]
         count = min(count, len(fit))
         exploited = exploited_places(
-            count, self.exploration_share_ratio(round_index), tried=len(tried), untried=len(untried)
+            count,
+            self.exploration_share_ratio(round_index),
+            tried=len(tried),
+            untried=len(untried),
+            rng=rng if count == 1 else None,  # rounded up, one place alone would always go to an untried client
         )
         score = self.scores(candidates, arms.of_tried(), tried, round_index)
         chosen = best(tried, score, exploited, rng)

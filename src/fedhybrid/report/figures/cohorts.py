@@ -26,9 +26,9 @@ def draw(runs: Runs, theme: Theme) -> Figure | None:
     if not shown:
         return None
     tiers = tier_order(runs)
-    rounds = sorted({task.round for run in shown.values() for task in training_tasks(run)})
-    first, last = rounds[0], rounds[-1]
-    counts = {label: _counts(run, tiers, first, last) for label, run in shown.items()}
+    first = min(task.round for run in shown.values() for task in training_tasks(run))
+    counts = {label: _counts(run, tiers, first) for label, run in shown.items()}
+    last = first + max(table.shape[1] for table in counts.values()) - 1
     most = max(1.0, *(float(table.max()) for table in counts.values()))
     figure = new_figure(0.55 + len(shown) * (0.45 + 0.24 * len(tiers)))
     panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
@@ -36,8 +36,9 @@ def draw(runs: Runs, theme: Theme) -> Figure | None:
         shade = LinearSegmentedColormap.from_list("tasks", [theme.track, colours(runs, theme)[label]])
         axes.imshow(
             table, aspect="auto", cmap=shade, vmin=0, vmax=most, interpolation="nearest",
-            extent=(first - 0.5, last + 0.5, len(tiers) - 0.5, -0.5),
+            extent=(first - 0.5, first + table.shape[1] - 0.5, len(tiers) - 0.5, -0.5),
         )  # fmt: skip
+        axes.set_xlim(first - 0.5, last + 0.5)
         if last - first < _CELLS_WITH_NUMBERS:
             _write_numbers(axes, table, first, most, theme)
         axes.set_yticks(range(len(tiers)), [shorten(tier, 16) for tier in tiers])
@@ -52,8 +53,9 @@ def draw(runs: Runs, theme: Theme) -> Figure | None:
     return figure
 
 
-def _counts(run: RunRecords, tiers: list[str], first: int, last: int) -> FloatArray:
-    """Tasks completed, by tier (rows) and round (columns)."""
+def _counts(run: RunRecords, tiers: list[str], first: int) -> FloatArray:
+    """Tasks completed, by tier (rows) and round (columns); the last column is the run's last round."""
+    last = max([task.round for task in training_tasks(run)] + [record.round for record in run.rounds])
     table = np.zeros((len(tiers), last - first + 1))
     for task in training_tasks(run):
         if task.outcome == COMPLETED:
@@ -78,6 +80,6 @@ def caption(runs: Runs) -> str:
         unit = "round or, in asynchronous runs, before each aggregation"
     return (
         f"Tasks completed in each {unit} (the first is number 0), by budget tier (smallest budget on top); the "
-        "stronger the colour, the more. A row without colour is a tier that never contributes. Uneven rows show whom the "
-        "selection prefers."
+        "stronger the colour, the more. A row without colour is a tier that never contributes. Uneven rows show "
+        "whom the selection prefers."
     )

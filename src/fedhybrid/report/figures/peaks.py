@@ -68,10 +68,10 @@ def draw(runs: Runs, theme: Theme) -> Figure | None:
 
 
 def _headline(run: RunRecords) -> str:
-    over = len(violations(run))
+    over = sum(task.kind != "evaluate" for task in violations(run))
     fleet = fleet_size(run)
     part = f"{clients_reached(run)} of {fleet} devices" if fleet else f"{clients_reached(run)} devices"
-    tasks = len(measured_tasks(run))
+    tasks = sum(task.kind != "evaluate" for task in measured_tasks(run))
     return f"{part}, {tasks} tasks measured, {over or 'none'} over budget"
 
 
