@@ -7,7 +7,6 @@ import copy
 import functools
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,32 +15,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedhybrid.data import DealtShards, Shards, Split, load_dataset
+from fedhybrid.data import DealtShards, Split, load_dataset
 from fedhybrid.devices import load_profile
-from fedhybrid.engine.budgets import Budgets
-from fedhybrid.engine.driver import InProcessDriver
-from fedhybrid.engine.faults import Faults
-from fedhybrid.engine.journey import JourneyPlanner
-from fedhybrid.engine.labour import InThisProcess, Labour
 from fedhybrid.engine.plans import COARSE_BUCKETS, FINE_BUCKETS, PlanBook
 from fedhybrid.engine.runtime import Workbench, classification_loss, one_thread
-from fedhybrid.engine.states import ClientStates
-from fedhybrid.engine.traffic import Traffic
 from fedhybrid.executor import SGD, PlanOptions, PreparedStep, TrainStep, prepare_step
-from fedhybrid.fleet import AlwaysOnline, Availability, Fleet, FleetMemory, Tier, VirtualClock
-from fedhybrid.methods import METHODS
 from fedhybrid.models import build_model
-from fedhybrid.protocols import Method, Optimizer
-from fedhybrid.records import ClientTask, LocalWork
+from fedhybrid.protocols import Optimizer
+from fedhybrid.records import LocalWork
 from fedhybrid.tree import Tensors, detached_copy, tensors_of
-from fedhybrid.units import parse_budget
-from fedhybrid.updates import Pipeline
 
 BATCH = 8
 DEVICES = {name: load_profile(name) for name in ("laptop", "raspberry-pi-4")}
 SHARDS = DealtShards.of([np.arange(0, 40), np.arange(40, 59), np.arange(60, 63)])
 WORK = LocalWork(epochs=1, batch_size=BATCH, lr=0.05)
-NOTHING = Pipeline(parts=())
 
 RECIPE: dict[str, Any] = {
     "method": "fedhybrid",
@@ -139,126 +126,3 @@ def shop(optimizer: Optimizer | None = None) -> Shop:
             ladder=plan_book(prepared, folder / "ladder", buckets=COARSE_BUCKETS),
             plain=plan_book(prepared, folder / "plain", enabled=False),
         )
-
-
-def small_fleet(
-    budgets: Sequence[str | int] = ("100%", "100%", "100%"),
-    devices: Sequence[str] | None = None,
-    *,
-    availability: Availability | None = None,
-    memory: FleetMemory | None = None,
-    slowness: Sequence[float] | None = None,
-) -> Fleet:
-    """A fleet in which each client is a tier of its own."""
-    names = devices or ["laptop"] * len(budgets)
-    tiers = tuple(
-        Tier(name=f"tier {number}", budget=parse_budget(budget), device=DEVICES[device], clients=1)
-        for number, (budget, device) in enumerate(zip(budgets, names, strict=True))
-    )
-    return Fleet(
-        tier=np.arange(len(tiers), dtype=np.int16),
-        tiers=tiers,
-        slowness=None if slowness is None else np.array(slowness, dtype=np.float32),
-        availability=availability or AlwaysOnline(),
-        memory=memory,
-    )
-
-
-def moving_memory(rows: Sequence[Sequence[int]], period_s: float, promised: Sequence[int] | None = None) -> FleetMemory:
-    """What each client has left, in bytes, sample by sample; it promises what it has, or `promised` at any time."""
-    left = np.array(rows, dtype=np.int64)
-    told = left if promised is None else np.broadcast_to(np.array(promised, dtype=np.int64)[:, None], left.shape)
-    return FleetMemory(
-        period_s=period_s,
-        left=left,
-        promised=told,
-        unit_bytes=None,
-        tier=np.arange(len(rows), dtype=np.int16),
-        offset_key=None,
-    )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Scene:
-    """A small fleet, and all that its tasks go through."""
-
-    fleet: Fleet
-    book: PlanBook
-    shards: Shards
-    traffic: Traffic
-    planner: JourneyPlanner
-    states: ClientStates
-    labour: Labour
-
-    def driver(self, *, now_s: float = 0.0, labour: Labour | None = None) -> InProcessDriver:
-        """A driver at that time, with nothing under way."""
-        return InProcessDriver(
-            fleet=self.fleet,
-            planner=self.planner,
-            shards=self.shards,
-            book=self.book,
-            labour=labour or self.labour,
-            clock=VirtualClock(now_s=now_s),
-            states=self.states,
-            traffic=self.traffic,
-        )
-
-
-def scene(
-    folder: Path,
-    fleet: Fleet | None = None,
-    *,
-    shards: Shards = SHARDS,
-    method: Method | None = None,
-    ladder: bool = False,
-    faults: Faults | None = None,
-    timeout_s: float | None = None,
-    down: Pipeline = NOTHING,
-    up: Pipeline = NOTHING,
-) -> Scene:
-    """A scene at the shop; `ladder` says whether clients have plans."""
-    fleet, method, bench = fleet or small_fleet(), method or METHODS["fedavg"](), shop().bench
-    book = shop().ladder if ladder else shop().plain
-    traffic = Traffic(down=down, up=up, differences=method.differences, run_seed=11)
-    planner = JourneyPlanner(
-        fleet=fleet,
-        budgets=Budgets(fleet, resident_bytes=book.resident_bytes, eager_peak_bytes=book.eager_peak_bytes),
-        shards=shards,
-        book=book,
-        traffic=traffic,
-        faults=faults or Faults(),
-        sizes=bench.sizes,
-        timeout_s=timeout_s,
-    )
-    return Scene(
-        fleet=fleet,
-        book=book,
-        shards=shards,
-        traffic=traffic,
-        planner=planner,
-        states=ClientStates(folder / "states", {}),
-        labour=InThisProcess(method=method, bench=bench, book=book, traffic=traffic),
-    )
-
-
-def small_task(client: int, **changes: Any) -> ClientTask:
-    """One epoch from the first weights, by the unplanned step."""
-    fields: dict[str, Any] = {
-        "round_index": 0,
-        "client": client,
-        "weights": shop().weights,
-        "work": WORK,
-        "plan": None,
-        "seed": 100 + client,
-    }
-    return ClientTask(**(fields | changes))
-
-
-def same_tensors(one: Tensors, other: Tensors) -> bool:
-    """Whether names, types, shapes and every bit are equal."""
-    return one.keys() == other.keys() and all(
-        one[name].dtype == other[name].dtype
-        and one[name].shape == other[name].shape
-        and one[name].contiguous().view(-1).view(torch.uint8).equal(other[name].contiguous().view(-1).view(torch.uint8))
-        for name in one
-    )

@@ -34,7 +34,7 @@ UNEQUAL = {
         {"name": "strong", "budget": "100%", "device": "laptop", "speed_spread": 0.6},
     ],
 }
-SQUEEZED = [{"name": "delta"}, {"name": "error-feedback"}, {"name": "top-k", "ratio": 0.1}, {"name": "quantise"}]
+SQUEEZED = [{"name": "delta"}, {"name": "error-feedback"}, {"name": "top-k", "ratio": 0.1}, {"name": "quantise", "bits": 8}]
 
 
 def small(**changes: Any) -> dict[str, Any]:

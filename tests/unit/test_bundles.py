@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.federation_parts import same_tensors
+from tests.scene_parts import same_tensors
 from tests.update_parts import models
 
 from fedhybrid.engine.bundle import pack_bundle, read_bundle, unpack_bundle

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.federation_parts import same_tensors
+from tests.scene_parts import same_tensors
 
 from fedhybrid.engine.states import ClientStates
 from fedhybrid.errors import ConfigError

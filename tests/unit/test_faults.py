@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.federation_parts import small_task
+from tests.scene_parts import small_task
 from tests.update_parts import updates
 
 from fedhybrid.engine.faults import FAULTS, Fault, Faults, Incident, damaged, read_incidents

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from tests.unit.report_merges import write_merges
 from tests.unit.report_runs import EAGER_PEAK_BYTES, MIB, RESIDENT_BYTES, TIERS, budget_bytes, write_run
 
-from fedhybrid.report.facts import tested_rounds, tier_order, tiers_of, tightest_plan
+from fedhybrid.report.facts import accuracy_curve, tier_order, tiers_of, tightest_plan
 from fedhybrid.report.figures import DARK, FIGURES, LIGHT, themed
 from fedhybrid.report.figures.style import spread
 from fedhybrid.report.load import Runs, load_runs
@@ -184,7 +184,7 @@ def test_the_largest_gap_is_relative_to_what_was_measured(two: Runs) -> None:
 def test_rounds_without_a_test_are_no_points_of_the_curve(tmp_path: Path) -> None:
     write_run(tmp_path / "run", rounds=8, tested_every=3)
     runs = load_runs(tmp_path)
-    tests = tested_rounds(runs["run"])
+    tests = accuracy_curve(runs["run"])
     assert [r.accuracy is not None for r in runs["run"].rounds] == [i in {2, 5, 7} for i in range(8)]
     line = drawn("accuracy", runs).axes[0].lines[0]
     assert np.allclose(line.get_ydata(), [test.accuracy for test in tests])
@@ -240,7 +240,7 @@ def test_bars_of_tasks_go_from_start_to_end_and_never_overlap(tmp_path: Path) ->
         for (row, _, end), (next_row, start, _) in pairwise(sorted(bars)):
             assert row != next_row or start >= end - 1e-9
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["small", "middle", "large"]
-    assert "the first 200 of" in figure.axes[1].get_title()
+    assert "the first 200 of" in figure.axes[1].get_title(loc="left")
 
 
 def test_staleness_bars_are_shares_of_updates(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.federation_parts import moving_memory, shop
+from tests.federation_parts import shop
+from tests.scene_parts import moving_memory
 
 from fedhybrid.engine.plans import PlanBook
 from fedhybrid.engine.walk import LeftMemory, Leg, Walk, walk

@@ -47,20 +47,22 @@ def parse_assignments(arguments: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def parse_shape(text: str) -> tuple[int, int, int]:
-    """Channels, height and width of one image.
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Shape of one sample: channels, height and width of an image, channels and length of a signal, length of a text.
 
     Raises:
-        ConfigError: Not three positive whole numbers.
+        ConfigError: Not one to three positive whole numbers.
 
-    >>> parse_shape("3x32x32")
-    (3, 32, 32)
+    >>> parse_shape("3x32x32"), parse_shape("80")
+    ((3, 32, 32), (80,))
     """
     extents = text.lower().split("x")
-    if len(extents) != 3 or not all(e.isascii() and e.isdigit() and int(e) > 0 for e in extents):
-        raise ConfigError(f"--input must be CHANNELSxHEIGHTxWIDTH like 3x32x32, got {text!r}")
-    channels, height, width = (int(e) for e in extents)
-    return channels, height, width
+    if len(extents) > 3 or not all(e.isascii() and e.isdigit() and int(e) > 0 for e in extents):
+        raise ConfigError(
+            "--input must be CHANNELSxHEIGHTxWIDTH like 3x32x32, CHANNELSxLENGTH like 9x128 for a signal, or LENGTH "
+            f"like 80 for text, got {text!r}"
+        )
+    return tuple(int(e) for e in extents)
 
 
 def _value(text: str) -> Any:

@@ -71,7 +71,10 @@ def build(subject: Subject, problems: list[str]) -> Built | None:
     assert shape is not None
     assert model is not None
     draw = torch.Generator().manual_seed(0)
-    x = torch.randn(subject.batch, *shape, generator=draw)
+    if len(shape) == 1:  # text: the alphabet is what is told apart
+        x = torch.randint(subject.classes, (subject.batch, *shape), generator=draw)
+    else:
+        x = torch.randn(subject.batch, *shape, generator=draw)
     y = torch.randint(subject.classes, (subject.batch,), generator=draw)
     return Built(model=model, batch=(x, y), optimizer=_optimizer_of(subject))
 
@@ -94,7 +97,7 @@ def _logs_silent() -> Iterator[None]:
         logging.disable(before)
 
 
-def _model_of(subject: Subject, shape: tuple[int, int, int], options: Mapping[str, Any]) -> nn.Module:
+def _model_of(subject: Subject, shape: tuple[int, ...], options: Mapping[str, Any]) -> nn.Module:
     return build_model(subject.model, input_shape=shape, classes=max(subject.classes, 1), seed=0, options=options)
 
 

@@ -123,9 +123,9 @@ class InProcessDriver:
         stage, now_s = self._under_way[ticket], self._clock.now_s
         self._labour.drop(ticket)
         computed_s = stage.journey.computed_s
-        sent_ratio = (
-            (now_s - computed_s) / (stage.at_s - computed_s) if stage.bytes_up and stage.at_s > computed_s else 0.0
-        )
+        sent_ratio = 0.0
+        if stage.bytes_up and now_s > computed_s:
+            sent_ratio = (now_s - computed_s) / (stage.at_s - computed_s)
         failure = failure_of(stage.journey.task, "late", f"not back after {now_s - stage.journey.start_s:.1f} s")
         return self._ended(
             replace(stage, at_s=now_s, failure=failure, update=None, bytes_up=int(sent_ratio * stage.bytes_up))
@@ -133,7 +133,7 @@ class InProcessDriver:
 
     def next_event(self, timeout_s: float | None = None) -> TaskEvent | None:
         """The next task to end; the clock moves there, or by `timeout_s` where none ends that soon."""
-        until_s = math.inf if timeout_s is None else self._clock.now_s + timeout_s
+        until_s = math.inf if timeout_s is None else self._clock.now_s + max(timeout_s, 0.0)
         while self._stages and self._stages[0].at_s <= until_s:
             stage = heapq.heappop(self._stages)
             if self._under_way.get(stage.ticket) is not stage:

@@ -95,7 +95,9 @@ class JourneyPlanner:
             journey = replace(journey, evaluation_batch=self._sizes.largest(journey.promised_bytes))
         failure = self._refusal(journey)
         if failure is not None:
-            return journey, journey.compute_from_s, failure
+            ends = [(journey.compute_from_s, failure.kind, failure.detail)]
+            at_s, kind, detail = min(ends + self.cut_off(journey, journey.compute_from_s))
+            return journey, at_s, failure_of(task, kind, detail)
         journey = replace(journey, walk=self._walked(journey))
         return journey, *self._computed(journey)
 
@@ -159,7 +161,7 @@ class JourneyPlanner:
             given_up_s = self._timeout_s or _PATIENCE * (journey.computed_s - journey.start_s)
             ends.append((journey.start_s + given_up_s, "time_out", f"nothing was heard of it for {given_up_s:.1f} s"))
         if fault is not None and fault.kind == "disconnected":
-            _, whole_bytes = self._traffic.expected_bytes(task.weights)
+            whole_bytes = 0 if task.kind in ("evaluate", "query") else self._traffic.expected_bytes(task.weights)[1]
             upload_s = whole_bytes / self.device(task.client).uplink_bytes_per_s
             lost_s = journey.computed_s + fault.at_ratio * upload_s
             ends.append((lost_s, "disconnected", f"the connection was lost after {fault.at_ratio:.0%} of its upload"))

@@ -15,6 +15,7 @@ from fedhybrid.records import ClientRecord, Failure, TaskEvent, Update
 __all__ = ["play_merge"]
 
 _PATIENCE = 100  # so many failures for each update that is wanted, and the server goes on with what it has
+_MOST_WAITS = 10_000  # for somebody who can be chosen, while nothing is under way; then likewise
 
 
 def play_merge(
@@ -37,7 +38,7 @@ def play_merge(
     if round_index == 0:
         server = prepared(job, world, server, desk)
     buffer: list[Update] = []
-    failures = 0
+    failures = waits = 0
     while len(buffer) < job.schedule.buffer and failures < _PATIENCE * job.schedule.buffer:
         free = job.schedule.in_flight - len(world.driver.busy)
         if free > 0:
@@ -47,8 +48,10 @@ def play_merge(
         short = len(world.driver.busy) < job.schedule.in_flight
         event = world.driver.next_event(world.next_arrival_s() if short else None)
         if event is None:
-            if not world.driver.busy and not world.wait_for_somebody():
-                break
+            if not world.driver.busy:
+                waits += 1
+                if waits > _MOST_WAITS or not world.wait_for_somebody():
+                    break
             continue
         event = _fresh_enough(event, server.version, job.schedule.max_staleness)
         desk.ended(event, version=server.version)

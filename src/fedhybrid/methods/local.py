@@ -13,8 +13,8 @@ __all__ = ["train_locally"]
 def train_locally(task: ClientTask, client: ClientRuntime) -> Update:
     """Ordinary mini-batch training from the task's weights over the client's data.
 
-    The samples' losses are kept and summed at the end, in float64: a small step takes no longer for it, and nothing waits
-    for each step's number.
+    The losses of the samples are kept and summed at the end, in float64: nothing waits for each step
+    and a small step takes no longer for it.
     """
     client.load(task.weights)
     kept = [client.step(x, y)[1].detach() for x, y in client.batches(task.work, task.seed)]

@@ -13,13 +13,13 @@ from fedhybrid.report.tasks import training_tasks
 from fedhybrid.units import parse_budget
 
 __all__ = [
-    "Tested",
+    "CurvePoint",
     "TierFacts",
     "TightPlan",
+    "accuracy_curve",
     "accuracy_targets",
     "fleet_size",
     "step_bytes",
-    "tested_rounds",
     "tier_order",
     "tiers_of",
     "tightest_plan",
@@ -44,16 +44,16 @@ class TierFacts:
     accuracy: float | None
 
 
-class Tested(NamedTuple):
+class CurvePoint(NamedTuple):
     """The model on the test set at the end of one round."""
 
     virtual_time_s: float
     accuracy: float
 
 
-def tested_rounds(run: RunRecords) -> list[Tested]:
+def accuracy_curve(run: RunRecords) -> list[CurvePoint]:
     """The rounds that were tested, in order."""
-    return [Tested(r.virtual_time_s, r.accuracy) for r in run.rounds if r.accuracy is not None]
+    return [CurvePoint(r.virtual_time_s, r.accuracy) for r in run.rounds if r.accuracy is not None]
 
 
 def fleet_size(run: RunRecords) -> int | None:
@@ -135,7 +135,7 @@ def accuracy_targets(runs: Runs) -> list[float]:
 
 def time_to_accuracy_s(run: RunRecords, target_ratio: float) -> float | None:
     """Virtual time at the end of the first round whose test accuracy is at least the target."""
-    return next((test.virtual_time_s for test in tested_rounds(run) if test.accuracy >= target_ratio), None)
+    return next((test.virtual_time_s for test in accuracy_curve(run) if test.accuracy >= target_ratio), None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedhybrid.report.facts import (
+    accuracy_curve,
     accuracy_targets,
     fleet_size,
     step_bytes,
-    tested_rounds,
     tiers_of,
     tightest_plan,
     time_to_accuracy_s,
@@ -43,7 +43,7 @@ def final_accuracy(run: RunRecords) -> float | None:
     """Test accuracy at the end, or so far; None before the first test."""
     if run.summary:
         return run.summary.final_accuracy
-    tests = tested_rounds(run)
+    tests = accuracy_curve(run)
     return tests[-1].accuracy if tests else None
 
 

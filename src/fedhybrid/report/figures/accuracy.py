@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from fedhybrid.report.facts import accuracy_targets, tested_rounds, time_to_accuracy_s
+from fedhybrid.report.facts import accuracy_curve, accuracy_targets, time_to_accuracy_s
 from fedhybrid.report.figures.style import Theme, colours, new_figure, spread
 from fedhybrid.report.load import Runs
 from fedhybrid.report.tasks import is_asynchronous
@@ -20,7 +20,7 @@ _SHOWN_TARGETS = 3
 
 def draw(runs: Runs, theme: Theme) -> Figure | None:
     """None where no run has been tested."""
-    shown = {label: run for label, run in runs.items() if tested_rounds(run)}
+    shown = {label: run for label, run in runs.items() if accuracy_curve(run)}
     if not shown:
         return None
     figure = new_figure(3.7)
@@ -28,7 +28,7 @@ def draw(runs: Runs, theme: Theme) -> Figure | None:
     colour = colours(runs, theme)
     unit_s, unit = time_scale(max(run.rounds[-1].virtual_time_s for run in shown.values()))
     for label, run in shown.items():
-        tests = tested_rounds(run)
+        tests = accuracy_curve(run)
         axes.plot(
             [test.virtual_time_s / unit_s for test in tests],
             [test.accuracy for test in tests],
@@ -39,7 +39,7 @@ def draw(runs: Runs, theme: Theme) -> Figure | None:
             clip_on=False,
             zorder=3,
         )
-    lowest = min(test.accuracy for run in shown.values() for test in tested_rounds(run))
+    lowest = min(test.accuracy for run in shown.values() for test in accuracy_curve(run))
     axes.set_ylim(0.1 * int(max(0.0, lowest - 0.05) * 10) if lowest > 0.3 else 0.0, 1.0)
     longest = max(run.rounds[-1].virtual_time_s for run in shown.values()) / unit_s
     axes.set_xlim(0, longest or 1.0)
@@ -57,7 +57,7 @@ def _mark_targets(axes: Axes, runs: Runs, theme: Theme, unit_s: float) -> None:
     for target in accuracy_targets(runs)[-_SHOWN_TARGETS:]:
         axes.axhline(target, color=theme.muted, linewidth=0.8, linestyle=(0, (1, 3)), zorder=1)
         for label, run in runs.items():
-            met = next((test for test in tested_rounds(run) if test.accuracy >= target), None)
+            met = next((test for test in accuracy_curve(run) if test.accuracy >= target), None)
             if met is not None:
                 axes.plot(
                     [met.virtual_time_s / unit_s],
@@ -76,7 +76,7 @@ def _label_ends(axes: Axes, runs: Runs, theme: Theme, unit_s: float) -> None:
     """Names and last values in the right margin, each tied to its line's end by a thin leader."""
     low, high = axes.get_ylim()
     right = axes.get_xlim()[1]
-    ends = {label: tested_rounds(run)[-1] for label, run in runs.items()}
+    ends = {label: accuracy_curve(run)[-1] for label, run in runs.items()}
     places = spread([last.accuracy for last in ends.values()], 0.115 * (high - low))
     shift = min(0.0, high - max(places))
     colour = colours(runs, theme)

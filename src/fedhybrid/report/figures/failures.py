@@ -43,7 +43,7 @@ def draw(runs: Runs, theme: Theme) -> Figure | None:
         axes.tick_params(length=0)
         axes.grid(axis="x")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g}\u00a0%"))
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        axes.set_xticks([tick for tick in MaxNLocator(nbins=4).tick_values(0, widest) if tick <= min(1, 1.2 * widest)])
         hide_spines(axes, "left", "bottom")
     for axes in panels[len(shown) :]:
         axes.set_visible(False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedhybrid.report.facts import tier_order, tiers_of
 from fedhybrid.report.figures.style import Theme, colours, hide_spines, new_figure
@@ -40,14 +40,14 @@ def draw(runs: Runs, theme: Theme) -> Figure | None:
     for axes, title in ((reached, "devices that completed a task"), (served, "accuracy on data like their own")):
         axes.set_title(title, fontsize=9, color=theme.muted)
         axes.set_xlim(0.0 if axes is reached else left, 1)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol="\u00a0%"))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=2 if axes is reached else 5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.4g}\u00a0%"))
         axes.grid(axis="x", zorder=1)
         for row in range(len(tiers)):
             axes.axhspan(row - 0.36, row + 0.36, color=theme.track, linewidth=0, zorder=0)
         axes.tick_params(length=0)
         axes.tick_params(axis="y", pad=8)
         hide_spines(axes, "left", "bottom")
-    reached.set_xticks([0.0, 0.5, 1.0])
     reached.set_yticks(range(len(rows)), [shorten(row, 16) for row in rows])
     reached.set_ylim(len(rows) - 0.5, -0.5)
     if len(shown) > 1:

@@ -81,15 +81,9 @@ def _draw_eager(axes: Axes, run: RunRecords, theme: Theme) -> None:
         return
     axes.axhline(step[1] / MIB, color=theme.muted, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     axes.annotate(
-        f"PyTorch eager {mib(step[1])}",
-        (0.004, step[1] / MIB),
-        xycoords=axes.get_yaxis_transform(),
-        xytext=(0, 2.5),
-        textcoords="offset points",
-        fontsize=7.5,
-        color=theme.muted,
-        va="bottom",
-    )
+        f"PyTorch\neager\n{mib(step[1])}", (1.008, step[1] / MIB), xycoords=axes.get_yaxis_transform(), fontsize=7.5,
+        color=theme.muted, va="center", annotation_clip=False,
+    )  # fmt: skip
 
 
 def _draw_tier(

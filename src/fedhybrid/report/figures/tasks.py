@@ -20,6 +20,7 @@ __all__ = ["caption", "draw", "slots"]
 
 _SHOWN_TASKS = 200
 _MOST_ROWS = 40  # devices that get a row each; more share rows
+_FEW_MERGES = 60  # more lines than these are drawn fainter, so that the bars stay visible
 _LEGEND_COLUMNS = 6
 
 
@@ -108,7 +109,10 @@ def _draw_merges(axes: Axes, run: RunRecords, theme: Theme) -> None:
     unit_s, _ = time_scale(last_s)
     merges = [r.virtual_time_s for r in run.rounds if r.staleness_mean is not None and r.virtual_time_s <= last_s]
     low, high = axes.get_ylim()
-    axes.vlines([at_s / unit_s for at_s in merges], high, low, color=theme.ink, linewidth=0.5, alpha=0.5, zorder=3)
+    axes.vlines(
+        [at_s / unit_s for at_s in merges], high, low, color=theme.ink, linewidth=0.5, zorder=3,
+        alpha=0.5 if len(merges) <= _FEW_MERGES else 0.22,
+    )  # fmt: skip
 
 
 def _names(tasks: Sequence[ClientRecord], rows: Sequence[int]) -> tuple[list[float], list[str]]:
@@ -119,7 +123,7 @@ def _names(tasks: Sequence[ClientRecord], rows: Sequence[int]) -> tuple[list[flo
     if any(len(owners) > 1 for owners in tier_of.values()):
         return [], []
     middles: dict[str, list[int]] = {}
-    for row, owners in tier_of.items():
+    for row, owners in sorted(tier_of.items()):
         middles.setdefault(next(iter(owners))[0], []).append(row)
     return [sum(places) / len(places) for places in middles.values()], [shorten(tier, 16) for tier in middles]
 

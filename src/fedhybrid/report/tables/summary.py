@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from fedhybrid.records import RoundRecord, Summary
-from fedhybrid.report.facts import accuracy_targets, tested_rounds, time_to_accuracy_s
+from fedhybrid.report.facts import accuracy_curve, accuracy_targets, time_to_accuracy_s
 from fedhybrid.report.load import RunRecords, Runs
 from fedhybrid.report.sentences import final_accuracy, reached_text
 from fedhybrid.report.tables.base import NONE, Table, or_none
@@ -69,7 +69,7 @@ def summary_table(runs: Runs) -> Table:
 
 
 def _best_accuracy(run: RunRecords) -> float | None:
-    return max((test.accuracy for test in tested_rounds(run)), default=None)
+    return max((test.accuracy for test in accuracy_curve(run)), default=None)
 
 
 def _on_devices(run: RunRecords) -> float | None:
