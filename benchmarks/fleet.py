@@ -11,6 +11,7 @@ two rounds are left out. Sizes are gone through `--repeats` times in turn, and m
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import resource
 import statistics
@@ -60,7 +61,16 @@ def _arguments() -> argparse.Namespace:
 
 
 def _in_own_process(size: int, given: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--one", str(size), "--rounds", str(given.rounds), "--cohort", str(given.cohort)]
+    command = [
+        sys.executable,
+        __file__,
+        "--one",
+        str(size),
+        "--rounds",
+        str(given.rounds),
+        "--cohort",
+        str(given.cohort),
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -93,13 +103,14 @@ def _recipe(size: int, rounds: int, cohort: int) -> dict[str, Any]:
 
 def _measured(size: int, rounds: int, cohort: int) -> dict[str, Any]:
     """Everything about one size, in this process."""
+    from dataclasses import replace  # noqa: PLC0415
+
     from fedhybrid.engine import Quiet, RunFolder, run_federation  # noqa: PLC0415 - the child alone needs them
     from fedhybrid.engine.checkpoint import Checkpoint  # noqa: PLC0415
     from fedhybrid.engine.dispatch import choose  # noqa: PLC0415
     from fedhybrid.engine.world import assemble  # noqa: PLC0415
     from fedhybrid.experiment import build_federation, load_config  # noqa: PLC0415
     from fedhybrid.selection import POLICIES  # noqa: PLC0415
-    from dataclasses import replace  # noqa: PLC0415
 
     torch.set_num_threads(1)
     config = load_config(_recipe(size, rounds, cohort))
@@ -132,7 +143,7 @@ def _measured(size: int, rounds: int, cohort: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         run_federation(job, RunFolder(Path(folder)), Listener(), runtime_bytes=0)
-    gaps_s = [after - before for before, after in zip(ends_s, ends_s[1:], strict=False)][SETTLING_ROUNDS - 1 :]
+    gaps_s = [after - before for before, after in itertools.pairwise(ends_s)][SETTLING_ROUNDS - 1 :]
     return {
         "devices": size,
         "build_s": built_s,
@@ -161,7 +172,8 @@ def _medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _table(rows: list[dict[str, Any]]) -> str:
     names = list(rows[0]["select_ms"])
-    head = ["devices", "made in s", "round ms", *(f"{name} ms" for name in names), "MiB before", "MiB selecting", "MiB in all"]
+    head = ["devices", "made in s", "round ms", *(f"{name} ms" for name in names)]
+    head += ["MiB before", "MiB selecting", "MiB in all"]
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
     for row in rows:
         cells = [f"{row['devices']:,}", f"{row['build_s']:.2f}", f"{row['round_ms']:.1f}"]

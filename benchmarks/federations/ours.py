@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from digits_job import BATCH, BRIGHTEST, CLIENTS, COHORT, LR, MOMENTUM, SEED, Job, OnRound, report
 
-import fedhybrid
+from fedhybrid import run
 from fedhybrid.data import DATASETS, Dataset, ImageSplit
 from fedhybrid.methods import METHODS
 from fedhybrid.methods.averaging import AbstractAveraging
@@ -83,7 +83,7 @@ def play(job: Job, rounds: int, on_round: OnRound, cores: int) -> None:
         "train": {"batch_size": BATCH, "epochs": 1, "lr": LR, "momentum": MOMENTUM},
     }
     with TemporaryDirectory() as folder:
-        fedhybrid.run(recipe, out=Path(folder) / "run", progress=_Listener(on_round))
+        run(recipe, out=Path(folder) / "run", progress=_Listener(on_round))
 
 
 def _dataset(job: Job) -> Dataset:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fedhybrid.collection import collection_paused
+
 if TYPE_CHECKING:
     from fedhybrid.errors import (
         CaptureError,
@@ -81,7 +83,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(f"fedhybrid.{_HOMES[name]}"), name)
+        with collection_paused():
+            home = import_module(f"fedhybrid.{_HOMES[name]}")
+        return getattr(home, name)
     raise AttributeError(f"module 'fedhybrid' has no attribute {name!r}")
 
 

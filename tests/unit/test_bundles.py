@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,13 @@ def test_comes_back(name: str, tmp_path: Path) -> None:
 @given(groups=st.dictionaries(st.text("abc", max_size=3), models(), max_size=3))
 def test_all_kinds_of_tensors(groups: dict[str, Tensors]) -> None:
     assert same_groups(unpack_bundle(pack_bundle({}, groups))[1], groups)
+
+
+def test_what_is_no_json_is_only_taken_where_asked_for() -> None:
+    with pytest.raises(ValueError, match="not JSON"):
+        pack_bundle({"a": math.inf}, {})
+    header, _ = unpack_bundle(pack_bundle({"a": [math.inf, -math.inf, math.nan]}, {}, allow_nan=True))
+    assert repr(header["a"]) == "[inf, -inf, nan]"
 
 
 def test_what_is_shared_is_stored_once() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tests.federation_parts import SHARDS, WORK, shop
 from tests.scene_parts import Keeping, same_tensors, scene, small_fleet, small_task, told
 
@@ -222,7 +223,7 @@ class TestStates:
     def test_are_as_before_where_no_update_arrived(self, kind: str, tmp_path: Path) -> None:
         made = scene(tmp_path, method=Keeping(), faults=Faults(**{kind: 1.0}), up=SQUEEZED)
         driver = made.driver()
-        made.states[0] = before = {"count": made.traffic_count(5)} if hasattr(made, "traffic_count") else {}
+        made.states[0] = before = {"count": torch.tensor(5)}
         driver.submit(0, small_task(0))
         assert failed(driver)[1].kind == kind
         assert same_tensors(made.states[0], before)
@@ -263,13 +264,12 @@ class TestRestore:
         driver = first.driver()
         for client in (0, 1, 2):  # so that there are states
             driver.submit(client, small_task(client, seed=7))
-        self.events(driver)
+        longest_s = max(event.duration_s for event in self.events(driver))
         newer: Tensors = {name: tensor * 1.5 for name, tensor in shop().weights.items() if tensor.is_floating_point()}
         newer = shop().weights | newer
         for client in (1, 0, 2):
             weights = newer if client == 1 else shop().weights
             driver.submit(client, small_task(client, weights=weights, round_index=int(client == 1), options={"a": [1]}))
-        longest_s = max(stage.at_s for stage in driver._under_way.values()) - driver.now()
         early = []
         until_s = driver.now() + ratio * longest_s
         while (event := driver.next_event(until_s - driver.now())) is not None:

@@ -28,7 +28,9 @@ OptionsArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the model, like width=0.5.")
 ]
 BatchOption = Annotated[int, typer.Option(help="Samples in one step.")]
-InputOption = Annotated[str, typer.Option("--input", metavar="CxHxW", help="Shape of one sample, like 3x32x32, 9x128 (signal) or 80 (text).")]
+InputOption = Annotated[
+    str, typer.Option("--input", metavar="CxHxW", help="Shape of one sample: 3x32x32, 9x128 (signal) or 80 (text).")
+]
 ClassesOption = Annotated[int, typer.Option(help="Outputs of the model.")]
 OptimizerOption = Annotated[str, typer.Option(metavar="NAME", help="sgd (momentum 0.9), adam or adamw.")]
 LrOption = Annotated[

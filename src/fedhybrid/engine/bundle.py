@@ -24,8 +24,14 @@ _KEY = "fedhybrid"  # one key only: safetensors keeps several in no fixed order
 _PREFIX_BYTES = 8
 
 
-def pack_bundle(header: Mapping[str, Any], groups: Mapping[str, Tensors]) -> bytes:
-    """All of it as bytes; group names must not contain '/'."""
+def pack_bundle(header: Mapping[str, Any], groups: Mapping[str, Tensors], *, allow_nan: bool = False) -> bytes:
+    """All of it as bytes.
+
+    Args:
+        header: JSON; with `allow_nan` also infinities and NaN, which `unpack_bundle` reads.
+        groups: Their names must not contain '/'.
+        allow_nan: See `header`.
+    """
     stored: dict[str, Tensor] = {}
     first: dict[int, str] = {}
     same: dict[str, str] = {}
@@ -37,7 +43,7 @@ def pack_bundle(header: Mapping[str, Any], groups: Mapping[str, Tensors]) -> byt
             else:
                 stored[path] = tensor
     content = {"header": header, "same": same, "groups": list(groups)}
-    return save(in_own_memory(stored), metadata={_KEY: json.dumps(content, allow_nan=False)})
+    return save(in_own_memory(stored), metadata={_KEY: json.dumps(content, allow_nan=allow_nan)})
 
 
 def unpack_bundle(packed: bytes) -> tuple[dict[str, Any], dict[str, Tensors]]:

@@ -71,23 +71,29 @@ def do_job(job: Job, method: Method, bench: Workbench, book: PlanBook, traffic: 
 
 
 def _evaluated(job: Job, bench: Workbench) -> Update:
-    """The model on the client's own data; nothing is learnt."""
-    task = job.task
+    """The model on the client's own data; nothing is learnt, and no more than a batch is held at once."""
+    task, samples = job.task, len(job.shard)
     bench.evaluator.load(task.weights)
     peak_bytes = bench.sizes.peak_bytes(job.evaluation_batch)
-    correct, losses = bench.evaluator.answers(torch.from_numpy(job.shard), job.evaluation_batch)
+    right = 0
+    loss_sum = squared_loss_sum = 0.0
+    for chosen in torch.split(torch.from_numpy(job.shard), job.evaluation_batch):
+        correct, losses = bench.evaluator.answers(chosen, job.evaluation_batch)
+        right += int(correct.sum())
+        loss_sum += float(losses.sum())
+        squared_loss_sum += float(losses.square().sum())
     return Update(
         client=task.client,
         round_index=task.round_index,
         weights={},
-        num_samples=len(job.shard),
-        samples_seen=len(job.shard),
+        num_samples=samples,
+        samples_seen=samples,
         steps=0,
-        loss_mean=float(losses.mean()),
-        squared_loss_sum=float(losses.square().sum()),
+        loss_mean=loss_sum / samples,
+        squared_loss_sum=squared_loss_sum,
         measured_peak_bytes=peak_bytes,
         kind=task.kind,
-        metrics={"accuracy": float(correct.to(torch.float64).mean())},
+        metrics={"accuracy": right / samples},
     )
 
 

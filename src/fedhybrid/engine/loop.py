@@ -9,6 +9,7 @@ import time
 from contextlib import closing
 from dataclasses import replace
 
+from fedhybrid.collection import collection_paused
 from fedhybrid.engine.checkpoint import Checkpoint
 from fedhybrid.engine.dispatch import Played
 from fedhybrid.engine.federation import Federation
@@ -55,7 +56,8 @@ def run_federation(
 
         progress.on_start(label, first_round=state.next_round, rounds=job.rounds)
         progress.on_stage(label, "capturing the training step, planning for each device")
-        world = assemble(job, folder, state)
+        with collection_paused():
+            world = assemble(job, folder, state)
         folder.reopen(state)  # only now, as nothing can be wrong any more with what is there
         world.states.clear_left_overs()
         stored_s = wall_time_s()

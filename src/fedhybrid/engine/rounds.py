@@ -17,7 +17,7 @@ from fedhybrid.seeds import derive_seed
 
 __all__ = ["aggregated", "on_own_data", "play_round", "prepared"]
 
-_MOST_WAITS = 10_000  # for a device to come online, until a round is given up
+_MOST_WAITS = 1_000  # for a device to come online, until a round is given up
 
 
 def play_round(

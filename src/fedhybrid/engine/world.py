@@ -32,6 +32,8 @@ from fedhybrid.tree import tensors_of
 
 __all__ = ["World", "assemble"]
 
+_LOOK_AGAIN_S = 1.0  # for clients that have come online: in a large fleet somebody does at every moment
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class World:
@@ -70,15 +72,14 @@ class World:
     def next_arrival_s(self) -> float | None:
         """Seconds until somebody who is offline may be back; None where nobody is ever away."""
         at_s = self.job.fleet.next_change_s(self.driver.now())
-        return None if at_s == math.inf else at_s - self.driver.now()
+        return None if at_s == math.inf else max(at_s - self.driver.now(), _LOOK_AGAIN_S)
 
     def wait_for_somebody(self) -> bool:
         """Lets time pass until somebody may be back online, while nothing is under way; False where nobody ever is."""
-        at_s = self.job.fleet.next_change_s(self.driver.now())
-        if at_s == math.inf:
-            return False
-        self.driver.advance_to(at_s)
-        return True
+        after_s = self.next_arrival_s()
+        if after_s is not None:
+            self.driver.advance_to(self.driver.now() + after_s)
+        return after_s is not None
 
     def is_tested(self, round_index: int) -> bool:
         """Whether the global model is tested after this round."""

@@ -5,7 +5,6 @@ Supported: torch 2.11 to 2.13. When a new version moves a name, this is the one 
 
 from __future__ import annotations
 
-import gc
 import os
 import warnings
 import weakref
@@ -27,6 +26,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedhybrid.collection import collection_paused
 from fedhybrid.errors import FedHybridError
 
 __all__ = [
@@ -299,14 +299,12 @@ def allocator_events() -> Iterator[list[int]]:
     that none happen, or tell by the running sum, which then falls below zero.
     """
     events: list[int] = []
-    collects = gc.isenabled()
-    gc.disable()  # no tensor of an old cycle may be freed in between; to collect them first would take longer
-    try:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            yield events
-    finally:
-        if collects:
-            gc.enable()
+    # No tensor of an old cycle may be freed in between; to collect them first would take longer.
+    with (
+        collection_paused(),
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
+    ):
+        yield events
     found = profile.profiler.kineto_results.events()
     # Time stamps tie, so the order of the list decides among equals.
     stamped = sorted((e.start_ns(), i, e.nbytes()) for i, e in enumerate(found) if e.name() == "[memory]")

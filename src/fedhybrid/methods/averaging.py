@@ -16,7 +16,7 @@ from fedhybrid.seeds import derive_seed
 from fedhybrid.tree import Tensors, detached_copy
 from fedhybrid.updates import average_present
 
-__all__ = ["AbstractAveraging", "averaged_by_samples", "tasks_for_cohort"]
+__all__ = ["AbstractAveraging", "AbstractFederated", "averaged_by_samples", "tasks_for_cohort"]
 
 
 def tasks_for_cohort(server: ServerState, plan: RoundPlan) -> list[ClientTask]:
@@ -49,8 +49,8 @@ def averaged_by_samples(server: ServerState, updates: Sequence[Update]) -> Serve
     return ServerState(weights=mean, extra=server.extra)
 
 
-class AbstractAveraging(ABC):
-    """FedAvg's four verbs; what is left to a method stands first."""
+class AbstractFederated(ABC):
+    """One global model, sent to everyone as it is; what is left to a method stands first."""
 
     @property
     @abstractmethod
@@ -58,14 +58,26 @@ class AbstractAveraging(ABC):
         """Whether each client gets an execution plan for its budget."""
 
     @property
+    @abstractmethod
+    def asynchronous(self) -> bool:
+        """Whether `aggregate` knows what to do with few updates of different staleness."""
+
+    @abstractmethod
+    def optimizer(self, base: Optimizer) -> Optimizer:
+        """The clients' optimizer, made from the configured one."""
+
+    @abstractmethod
+    def train(self, task: ClientTask, client: ClientRuntime) -> Update:
+        """The client's side."""
+
+    @abstractmethod
+    def aggregate(self, server: ServerState, updates: Sequence[Update]) -> ServerState:
+        """The server after a round."""
+
+    @property
     def codec(self) -> str | None:
         """None: no codec is forced on a client's step."""
         return None
-
-    @property
-    def asynchronous(self) -> bool:
-        """False: a mean of the models that came replaces the global one, which one slow client could take back."""
-        return False
 
     @property
     def differences(self) -> bool:
@@ -77,10 +89,6 @@ class AbstractAveraging(ABC):
         """None."""
         return ()
 
-    @abstractmethod
-    def optimizer(self, base: Optimizer) -> Optimizer:
-        """The clients' optimizer, made from the configured one."""
-
     def init(self, weights: Tensors) -> ServerState:
         """The initial global model."""
         return ServerState(weights=detached_copy(weights))
@@ -88,6 +96,15 @@ class AbstractAveraging(ABC):
     def assign(self, server: ServerState, plan: RoundPlan) -> list[ClientTask]:
         """The global model and the same work for everyone."""
         return tasks_for_cohort(server, plan)
+
+
+class AbstractAveraging(AbstractFederated):
+    """FedAvg's verbs; a method adds its optimizer and whether it plans."""
+
+    @property
+    def asynchronous(self) -> bool:
+        """False: a mean of the models that came replaces the global one, which one slow client could take back."""
+        return False
 
     def train(self, task: ClientTask, client: ClientRuntime) -> Update:
         """Local epochs of ordinary training."""

@@ -17,11 +17,10 @@ from typing import final
 
 from fedhybrid.errors import ConfigError
 from fedhybrid.executor import Proximal
-from fedhybrid.methods.averaging import tasks_for_cohort
+from fedhybrid.methods.averaging import AbstractFederated
 from fedhybrid.methods.local import train_locally
-from fedhybrid.protocols import ClientRuntime, Optimizer, RoundPlan, ServerState
+from fedhybrid.protocols import ClientRuntime, Optimizer, ServerState
 from fedhybrid.records import ClientTask, Update
-from fedhybrid.tree import Tensors, detached_copy
 from fedhybrid.updates import average_present
 
 __all__ = ["FedAsync", "staleness_weight"]
@@ -51,7 +50,7 @@ def staleness_weight(staleness: int, kind: str, *, exponent: float, grace: int) 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class FedAsync:
+class FedAsync(AbstractFederated):
     """Mixes each update into the global model by its staleness; runs the unplanned step unless plans are switched on.
 
     Attributes:
@@ -89,36 +88,13 @@ class FedAsync:
         return False
 
     @property
-    def codec(self) -> str | None:
-        """None: no codec is forced on a client's step."""
-        return None
-
-    @property
     def asynchronous(self) -> bool:
         """It is made for that."""
         return True
 
-    @property
-    def differences(self) -> bool:
-        """Clients send whole models."""
-        return False
-
-    @property
-    def preparations(self) -> tuple[str, ...]:
-        """None."""
-        return ()
-
     def optimizer(self, base: Optimizer) -> Optimizer:
         """The configured optimizer, on the regularised objective where there is a pull."""
         return Proximal(base=base, mu=self.mu) if self.mu else base
-
-    def init(self, weights: Tensors) -> ServerState:
-        """The initial global model."""
-        return ServerState(weights=detached_copy(weights))
-
-    def assign(self, server: ServerState, plan: RoundPlan) -> list[ClientTask]:
-        """The global model of this moment and the same work for everyone."""
-        return tasks_for_cohort(server, plan)
 
     def train(self, task: ClientTask, client: ClientRuntime) -> Update:
         """Local epochs of ordinary training."""

@@ -17,11 +17,10 @@ from typing import final
 import torch
 
 from fedhybrid.errors import ConfigError
-from fedhybrid.methods.averaging import tasks_for_cohort
+from fedhybrid.methods.averaging import AbstractFederated
 from fedhybrid.methods.local import train_locally
-from fedhybrid.protocols import ClientRuntime, Optimizer, RoundPlan, ServerState
+from fedhybrid.protocols import ClientRuntime, Optimizer, ServerState
 from fedhybrid.records import ClientTask, Update
-from fedhybrid.tree import Tensors, detached_copy
 from fedhybrid.updates import average_present
 
 __all__ = ["FedBuff"]
@@ -29,7 +28,7 @@ __all__ = ["FedBuff"]
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class FedBuff:
+class FedBuff(AbstractFederated):
     """Moves the global model by the mean difference of a buffer; runs the unplanned step unless plans are switched on.
 
     Attributes:
@@ -50,11 +49,6 @@ class FedBuff:
         return False
 
     @property
-    def codec(self) -> str | None:
-        """None: no codec is forced on a client's step."""
-        return None
-
-    @property
     def asynchronous(self) -> bool:
         """It is made for that."""
         return True
@@ -64,22 +58,9 @@ class FedBuff:
         """Clients send differences: the server does not keep the models that they began with."""
         return True
 
-    @property
-    def preparations(self) -> tuple[str, ...]:
-        """None."""
-        return ()
-
     def optimizer(self, base: Optimizer) -> Optimizer:
         """The configured optimizer itself."""
         return base
-
-    def init(self, weights: Tensors) -> ServerState:
-        """The initial global model."""
-        return ServerState(weights=detached_copy(weights))
-
-    def assign(self, server: ServerState, plan: RoundPlan) -> list[ClientTask]:
-        """The global model of this moment and the same work for everyone."""
-        return tasks_for_cohort(server, plan)
 
     def train(self, task: ClientTask, client: ClientRuntime) -> Update:
         """Local epochs of ordinary training, and what they have changed."""

@@ -37,10 +37,10 @@ class Gap:
 def words(outcome: str) -> str:
     """A kind of failure as people write it.
 
-    >>> words("out_of_memory"), words("non_finite")
-    ('out of memory', 'non-finite')
+    >>> words("out_of_memory")
+    'out of memory'
     """
-    return outcome.replace("non_", "non-").replace("_", " ")
+    return outcome.replace("_", " ")
 
 
 def training_tasks(run: RunRecords) -> list[ClientRecord]:

@@ -27,7 +27,7 @@ def draw(runs: Runs, theme: Theme) -> Figure | None:
     rows = [*tiers, _WORST]
     row_in = max(0.3, 0.12 + _LANE_IN * len(shown))
     figure = new_figure(0.75 + (0.28 if len(shown) > 1 else 0.0) + row_in * len(rows))
-    reached, served = figure.subplots(1, 2, sharey=True, width_ratios=[2, 3])
+    reached, served = figure.subplots(1, 2, sharey=True, width_ratios=[2, 3], gridspec_kw={"wspace": 0.08})
     colour = colours(runs, theme)
     for lane, (label, run) in enumerate(shown.items()):
         shift = (lane - (len(shown) - 1) / 2) * _LANE_IN / row_in
