@@ -23,10 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from showing import machine
+from showing import machine, note_name, write_note
 
 KIB = 1024
 SELECTED = 1000
+_WORDS = """Medians. "ms" of a policy: choosing 1,000 of the devices that are online, after its first look at the fleet.
+Memory is the largest resident size of the process: before there is a fleet, after all policies have chosen, and at the
+end. A fleet's budgets and speeds are drawn, devices come and go, each holds 16 digits of its own mix of classes."""
 SETTLING_ROUNDS = 2  # in which programs are compiled and pages touched
 
 
@@ -46,6 +49,14 @@ def main() -> int:
         print(json.dumps({"machine": machine(), "cohort": given.cohort, "rows": rows}, indent=2))
     else:
         print(_table(rows))
+    if given.note:
+        write_note(
+            note_name("fleet", given.hardware),
+            title="Fleets of a thousand to a million devices",
+            command=f".venv/bin/python benchmarks/fleet.py --rounds {given.rounds} --repeats {given.repeats} --note",
+            settings={"cohort of a round": given.cohort, "selected": SELECTED, "turns": given.repeats},
+            body=_table(rows) + "\n\n" + _WORDS,
+        )
     return 0
 
 
@@ -56,6 +67,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--cohort", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--note", action="store_true", help="write benchmarks/results/fleet_*.md")
+    parser.add_argument("--hardware", help="name of this machine in the note's name")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -174,12 +187,12 @@ def _table(rows: list[dict[str, Any]]) -> str:
     names = list(rows[0]["select_ms"])
     head = ["devices", "made in s", "round ms", *(f"{name} ms" for name in names)]
     head += ["MiB before", "MiB selecting", "MiB in all"]
-    lines = [" | ".join(head), " | ".join("---" for _ in head)]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in rows:
         cells = [f"{row['devices']:,}", f"{row['build_s']:.2f}", f"{row['round_ms']:.1f}"]
         cells += [f"{row['select_ms'][name]:.2f}" for name in names]
         cells += [f"{row[key] / 2**20:.0f}" for key in ("runtime_bytes", "selecting_bytes", "largest_bytes")]
-        lines.append(" | ".join(cells))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -4,58 +4,83 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
+from typing import Any
 
 import pytest
 import torch
-from tests.federation_parts import SHARDS, prepared_step, small_model, workbench
+from tests.federation_parts import SHARDS, Shop, shop, small_model
+from tests.scene_parts import same_tensors
 
-from fedhybrid.engine.runtime import LocalClient, Workbench, one_thread
+from fedhybrid.engine.labour import Job, do_job
+from fedhybrid.engine.runtime import LocalClient, Stretch, one_thread
+from fedhybrid.engine.traffic import Traffic
+from fedhybrid.engine.walk import Leg
+from fedhybrid.errors import ConfigError
 from fedhybrid.executor import SGD
 from fedhybrid.methods import METHODS
-from fedhybrid.planner import Plan
-from fedhybrid.protocols import Method, RoundPlan
+from fedhybrid.protocols import Method, RoundPlan, ServerState
 from fedhybrid.records import ClientTask, LocalWork, Update
 from fedhybrid.seeds import derive_seed
 from fedhybrid.tree import Tensors, detached_copy, tensors_of
+from fedhybrid.updates import Pipeline, average_present
 
 WORK = LocalWork(epochs=2, batch_size=8, lr=0.05)
 COHORT = (0, 1, 2)
+VERSION = 4
 PULL = {"fedprox": 0.01}  # strength of the proximal term in the oracle's loss
+# With which options a method lets one fresh update replace the global model, as a mean of one update does.
+REPLACING: dict[str, dict[str, Any]] = {"fedasync": {"mixing": 1.0}}
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One method with one model to train in."""
+    """One method, and the shop where its clients train."""
 
+    name: str
     method: Method
-    bench: Workbench
-    program: Plan
-    weights: Tensors
+    shop: Shop
 
-    def tasks(self) -> list[ClientTask]:
-        plan = RoundPlan(round_index=4, cohort=COHORT, plans={0: "a", 1: None, 2: "b"}, work=WORK, run_seed=11)
-        return self.method.assign(self.method.init(self.weights), plan)
+    @property
+    def weights(self) -> Tensors:
+        return self.shop.weights
 
-    def train(self, task: ClientTask) -> Update:
+    @property
+    def replacing(self) -> Method:
+        """The method with the options under which one fresh update replaces the global model."""
+        return METHODS[self.name](**REPLACING.get(self.name, {}))
+
+    def server(self, weights: Tensors | None = None) -> ServerState:
+        return dataclasses.replace(self.method.init(weights or self.weights), version=VERSION)
+
+    def tasks(self, draw: int = VERSION) -> list[ClientTask]:
+        plan = RoundPlan(
+            round_index=VERSION,
+            cohort=COHORT,
+            plans={0: "a", 1: None, 2: "b"},
+            work=WORK,
+            run_seed=11,
+            draw=draw,
+        )
+        return self.method.assign(self.server(), plan)
+
+    def train(self, task: ClientTask, state: Tensors | None = None) -> Update:
+        stretches = [Stretch(program=self.shop.prepared.keep_all(), steps=6)]
         with one_thread():
-            return self.bench.run(self.method, task, SHARDS[task.client], self.program)
+            return self.shop.bench.run(self.method, task, SHARDS[task.client], stretches, state or {})
+
+    def sent(self, weights: Tensors, start: Tensors) -> Tensors:
+        """A model as the method's clients send it that have received `start`."""
+        return {n: t - start[n] for n, t in weights.items()} if self.method.differences else weights
 
 
 @pytest.fixture(scope="module", params=sorted(METHODS))
 def setting(request: pytest.FixtureRequest) -> Setting:
     method = METHODS[request.param]()
-    model = small_model()
-    with one_thread():
-        prepared = prepared_step(model, method.optimizer(SGD(lr=0.05, momentum=0.5)))
-        bench = workbench(model, prepared)
-    return Setting(method=method, bench=bench, program=prepared.keep_all(), weights=detached_copy(tensors_of(model)))
+    return Setting(name=request.param, method=method, shop=shop(method.optimizer(SGD(lr=0.05, momentum=0.5))))
 
 
-def same(one: Tensors, other: Tensors) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def central_training(method_name: str, weights: Tensors, task: ClientTask, bench: Workbench) -> Tensors:
+def central_training(method_name: str, weights: Tensors, task: ClientTask, made: Shop) -> Tensors:
     """The same batches, trained on with torch.optim and autograd alone."""
     model = small_model()
     own = tensors_of(model)
@@ -64,7 +89,8 @@ def central_training(method_name: str, weights: Tensors, task: ClientTask, bench
             tensor.copy_(weights[name])
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=WORK.lr, momentum=0.5)
-    client = LocalClient(bench=bench, shard=SHARDS[task.client])
+    stretches = [Stretch(program=made.prepared.keep_all(), steps=1)]
+    client = LocalClient(bench=made.bench, shard=SHARDS[task.client], stretches=stretches)
     for x, y in client.batches(WORK, task.seed):
         optimizer.zero_grad(set_to_none=True)
         loss = torch.nn.functional.cross_entropy(model(x), y)
@@ -91,8 +117,35 @@ class TestEveryMethod:
         assert [task.client for task in tasks] == list(COHORT)
         assert [task.plan for task in tasks] == ["a", None, "b"]
         assert len({task.seed for task in tasks}) == len(tasks)
-        assert tasks[0].seed == derive_seed(11, purpose="train", round_index=4, client=0)
-        assert all(task.round_index == 4 and task.work == WORK for task in tasks)
+        assert tasks[0].seed == derive_seed(11, purpose="train", round_index=VERSION, client=0)
+        assert all(task.round_index == VERSION and task.work == WORK for task in tasks)
+        assert all(task.kind == "train" and same_tensors(task.weights, setting.weights) for task in tasks)
+
+    def test_a_client_that_is_asked_twice_of_one_version_draws_anew(self, setting: Setting) -> None:
+        assert {task.seed for task in setting.tasks()}.isdisjoint(task.seed for task in setting.tasks(draw=99))
+
+    def test_preparations_are_tasks_of_their_own_kind(self, setting: Setting) -> None:
+        for phase in setting.method.preparations:
+            plan = RoundPlan(round_index=0, cohort=(1,), plans={1: None}, work=WORK, run_seed=11, draw=0, phase=phase)
+            assert [task.kind for task in setting.method.assign(setting.server(), plan)] == [phase]
+
+    def test_its_facts_have_their_types(self, setting: Setting) -> None:
+        method = setting.method
+        assert all(isinstance(fact, bool) for fact in (method.plans, method.asynchronous, method.differences))
+        assert method.codec is None or isinstance(method.codec, str)
+        assert isinstance(method.preparations, tuple)
+        assert all(
+            isinstance(phase, str) and phase not in ("train", "evaluate", "query") for phase in method.preparations
+        )
+        assert method.asynchronous is (setting.name in ("fedasync", "fedbuff"))
+        assert method.differences is (setting.name == "fedbuff")
+
+    def test_the_server_begins_with_a_copy_of_the_weights(self, setting: Setting) -> None:
+        weights = detached_copy(setting.weights)
+        server = setting.method.init(weights)
+        weights["head.bias"].add_(1.0)
+        assert same_tensors(server.weights, setting.weights)
+        assert server.version == 0
 
     def test_same_task_gives_the_same_update(self, setting: Setting) -> None:
         first, second = setting.tasks()[:2]
@@ -100,20 +153,20 @@ class TestEveryMethod:
         setting.train(second)  # another client in between must leave nothing behind
         torch.rand(3)
         again = setting.train(first)
-        assert same(once.weights, again.weights)
+        assert same_tensors(once.weights, again.weights)
         assert dataclasses.replace(once, weights={}) == dataclasses.replace(again, weights={})
 
     def test_leaves_the_global_model_and_the_generator_alone(self, setting: Setting) -> None:
         task = setting.tasks()[0]
         before, generator = detached_copy(task.weights), torch.get_rng_state()
         update = setting.train(task)
-        assert same(task.weights, before)
+        assert same_tensors(task.weights, before)
         assert torch.equal(torch.get_rng_state(), generator)
-        assert not same(update.weights, before)
+        assert not same_tensors(update.weights, before)
 
     def test_reports_what_it_did(self, setting: Setting) -> None:
         update = setting.train(setting.tasks()[1])
-        assert (update.client, update.round_index) == (1, 4)
+        assert (update.client, update.round_index) == (1, VERSION)
         assert (update.num_samples, update.steps, update.samples_seen) == (19, 6, 48)
         assert 0 < update.loss_mean < 10
         assert update.squared_loss_sum >= update.samples_seen * update.loss_mean**2 * (1 - 1e-9)
@@ -122,32 +175,177 @@ class TestEveryMethod:
     def test_one_client_is_central_training(self, setting: Setting) -> None:
         task = setting.tasks()[0]
         update = setting.train(task)
-        server = setting.method.aggregate(setting.method.init(setting.weights), [update])
-        name = next(n for n, cls in METHODS.items() if isinstance(setting.method, cls))
+        server = setting.replacing.aggregate(setting.server(), [update])
         with one_thread():
-            central = central_training(name, setting.weights, task, setting.bench)
+            central = central_training(setting.name, setting.weights, task, setting.shop)
         for key, tensor in central.items():
             torch.testing.assert_close(server.weights[key], tensor, rtol=1e-4, atol=1e-5)
 
-    def test_mean_of_equal_updates_is_that_update(self, setting: Setting) -> None:
+    def test_equal_updates_are_one_update(self, setting: Setting) -> None:
         update = setting.train(setting.tasks()[0])
         twins = [dataclasses.replace(update, client=c, num_samples=n) for c, n in ((0, 3), (1, 7), (2, 1))]
-        server = setting.method.aggregate(setting.method.init(setting.weights), twins)
-        assert same(server.weights, update.weights)
+        one = setting.replacing.aggregate(setting.server(), [update])
+        server = setting.replacing.aggregate(setting.server(), twins)
+        for name, tensor in one.weights.items():
+            torch.testing.assert_close(server.weights[name], tensor, rtol=1e-6, atol=1e-7)
 
-    def test_mean_weighs_by_samples_buffers_included(self, setting: Setting) -> None:
-        base = setting.train(setting.tasks()[0])
-        ones = {"p": torch.tensor([1.0]), "running_mean": torch.tensor([4.0]), "count": torch.tensor(2)}
-        twos = {"p": torch.tensor([5.0]), "running_mean": torch.tensor([0.0]), "count": torch.tensor(6)}
-        updates = [
-            dataclasses.replace(base, client=0, weights=ones, num_samples=30, samples_seen=1),
-            dataclasses.replace(base, client=1, weights=twos, num_samples=10, samples_seen=99),
-        ]
-        weights = setting.method.aggregate(setting.method.init(ones), updates).weights
+    def test_tensors_that_nobody_sent_stay_as_they_were(self, setting: Setting) -> None:
+        update = setting.train(setting.tasks()[0])
+        part = dataclasses.replace(update, weights={"head.bias": update.weights["head.bias"]})
+        server = setting.method.aggregate(setting.server(), [part])
+        assert server.weights.keys() == setting.weights.keys()
+        for name, tensor in setting.weights.items():
+            assert torch.equal(server.weights[name], tensor) is (name != "head.bias")
+
+    def test_elements_that_nobody_sent_stay_as_they_were(self, setting: Setting) -> None:
+        update = setting.train(setting.tasks()[0])
+        mask = torch.rand(update.weights["head.weight"].shape, generator=torch.Generator().manual_seed(0)) < 0.5
+        masked = dataclasses.replace(update, masks={"head.weight": mask})
+        server = setting.method.aggregate(setting.server(), [masked])
+        before, after = setting.weights["head.weight"], server.weights["head.weight"]
+        assert torch.equal(after[~mask], before[~mask])
+        assert not torch.equal(after[mask], before[mask])
+        whole = setting.method.aggregate(setting.server(), [update])
+        assert torch.equal(after[mask], whole.weights["head.weight"][mask])
+
+    def test_aggregating_changes_nothing_that_it_was_given(self, setting: Setting) -> None:
+        server, update = setting.server(), setting.train(setting.tasks()[0])
+        before, sent = detached_copy(server.weights), detached_copy(update.weights)
+        extra = {"mine": torch.tensor(2.0)}
+        after = setting.method.aggregate(dataclasses.replace(server, extra=extra), [update, update])
+        assert same_tensors(server.weights, before)
+        assert same_tensors(update.weights, sent)
+        assert same_tensors(after.extra, {"mine": torch.tensor(2.0)})
+        assert all(tensor.dtype == before[name].dtype for name, tensor in after.weights.items())
+
+    def test_what_a_client_keeps_goes_in_and_comes_out(self, setting: Setting) -> None:
+        """A method without state leaves what the links keep alone, and trains no differently because of it."""
+        task = dataclasses.replace(setting.tasks()[0], plan=None)
+        kept = {"updates/error/head.bias": torch.ones(10)}
+        traffic = Traffic(down=Pipeline(), up=Pipeline(), differences=setting.method.differences, run_seed=1)
+        job = Job(task=task, device="laptop", legs=(Leg(plan=None, steps=10),), shard=SHARDS[0], state=kept, at_s=0.0)
+        with one_thread():
+            update = do_job(job, setting.method, setting.shop.bench, setting.shop.plain, traffic).update
+        assert update.state is None
+        assert same_tensors(update.weights, setting.train(task).weights)
+
+
+def numbered(method: str, *values: tuple[Tensors, int, int], masks: list[Tensors] | None = None) -> list[Update]:
+    """Updates of (weights, samples, version that it began with), as the method's clients send them."""
+    return [
+        Update(
+            client=client, round_index=began, weights=weights, num_samples=samples, samples_seen=samples, steps=1,
+            loss_mean=1.0, squared_loss_sum=1.0, measured_peak_bytes=1, masks=masks[client] if masks else {},
+        )
+        for client, (weights, samples, began) in enumerate(values)
+    ]  # fmt: skip
+
+
+def server_of(weights: Tensors, version: int = 10) -> ServerState:
+    return ServerState(weights=weights, version=version)
+
+
+ONES: Tensors = {"p": torch.tensor([1.0]), "running_mean": torch.tensor([4.0]), "count": torch.tensor(2)}
+TWOS: Tensors = {"p": torch.tensor([5.0]), "running_mean": torch.tensor([0.0]), "count": torch.tensor(6)}
+ROUNDS = sorted(name for name, cls in METHODS.items() if not cls().asynchronous)
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+class TestRounds:
+    def test_mean_weighs_by_samples_buffers_included(self, name: str) -> None:
+        updates = numbered(name, (ONES, 30, 10), (TWOS, 10, 10))
+        updates = [dataclasses.replace(u, samples_seen=seen) for u, seen in zip(updates, (1, 99), strict=True)]
+        weights = METHODS[name]().aggregate(server_of(ONES), updates).weights
         assert weights["p"].item() == 2.0
         assert weights["running_mean"].item() == 3.0
         assert weights["count"].item() == 3
         assert weights["count"].dtype == torch.int64
+
+    def test_each_element_is_averaged_over_those_who_sent_it(self, name: str) -> None:
+        before: Tensors = {"w": torch.zeros(4), "b": torch.full((2,), 9.0)}
+        values = ({"w": torch.full((4,), 1.0), "b": torch.zeros(2)}, {"w": torch.full((4,), 5.0)})
+        masks: list[Tensors] = [{"w": torch.tensor([True, True, False, False])}, {"w": torch.tensor([True, False] * 2)}]
+        updates = numbered(name, (values[0], 30, 10), (values[1], 10, 10), masks=masks)
+        weights = METHODS[name]().aggregate(server_of(before), updates).weights
+        assert weights["w"].tolist() == [2.0, 1.0, 5.0, 0.0]
+        assert weights["b"].tolist() == [0.0, 0.0]
+        expected = average_present(before, list(values), [30, 10], masks)
+        assert same_tensors(weights, expected)
+
+
+class TestFedAsync:
+    START: Tensors = {"p": torch.tensor([2.0]), "count": torch.tensor(10)}  # noqa: RUF012 - tensors have no constant
+    NEW: Tensors = {"p": torch.tensor([10.0]), "count": torch.tensor(20)}  # noqa: RUF012
+
+    @pytest.mark.parametrize("staleness", [0, 1, 3, 8])
+    @pytest.mark.parametrize(
+        ("options", "weight"),
+        [
+            ({"staleness": "polynomial", "exponent": 0.5}, lambda age: (age + 1) ** -0.5),
+            ({"staleness": "constant"}, lambda age: 1.0),
+            (
+                {"staleness": "hinge", "exponent": 10.0, "grace": 2},
+                lambda age: 1 if age <= 2 else 1 / (10 * (age - 2) + 1),
+            ),
+        ],
+    )
+    def test_formula(self, staleness: int, options: dict[str, Any], weight: Any) -> None:
+        method = METHODS["fedasync"](mixing=0.6, **options)
+        (update,) = numbered("fedasync", (self.NEW, 5, 10 - staleness))
+        after = method.aggregate(server_of(self.START), [update]).weights
+        a = 0.6 * weight(staleness)
+        assert after["p"].item() == pytest.approx((1 - a) * 2 + a * 10, rel=1e-6)
+        assert after["count"].item() == round((1 - a) * 10 + a * 20)
+
+    def test_several_are_mixed_in_one_after_the_other(self) -> None:
+        method = METHODS["fedasync"](mixing=0.5, staleness="constant")
+        updates = numbered("fedasync", (self.NEW, 5, 10), ({"p": torch.tensor([0.0])}, 5, 3))
+        assert method.aggregate(server_of(self.START), updates).weights["p"].item() == 3.0  # 2 -> 6 -> 3
+
+    def test_samples_do_not_count(self) -> None:
+        method = METHODS["fedasync"]()
+        few, many = (
+            method.aggregate(server_of(self.START), numbered("fedasync", (self.NEW, n, 9))).weights for n in (1, 999)
+        )
+        assert same_tensors(few, many)
+
+    def test_options_are_checked_together(self) -> None:
+        with pytest.raises(ConfigError) as caught:
+            METHODS["fedasync"](mixing=0.0, staleness="linear", exponent=-1.0, grace=-1, mu=math.nan)
+        assert len(caught.value.problems) == 5
+
+
+class TestFedBuff:
+    START: Tensors = {"p": torch.tensor([2.0, 2.0]), "count": torch.tensor(10)}  # noqa: RUF012
+
+    def test_equal_ages_are_the_mean_of_the_models(self) -> None:
+        models = [{"p": torch.tensor([v, -v]), "count": torch.tensor(10 + n)} for n, v in enumerate((1.0, 4.0, 7.0))]
+        sent = [{name: model[name] - self.START[name] for name in model} for model in models]
+        after = METHODS["fedbuff"]().aggregate(
+            server_of(self.START), numbered("fedbuff", *((each, 9, 10) for each in sent))
+        )
+        assert after.weights["p"].tolist() == [4.0, -4.0]
+        assert (after.weights["count"].item(), after.weights["count"].dtype) == (11, torch.int64)
+
+    @pytest.mark.parametrize("scaled", [True, False])
+    def test_stale_ones_count_less_and_the_sum_is_over_their_number(self, scaled: bool) -> None:
+        ages, steps = (0, 3, 8), (6.0, 3.0, 9.0)
+        updates = numbered("fedbuff", *(({"p": torch.tensor([s, s])}, 1, 10 - age) for age, s in zip(ages, steps)))  # noqa: B905
+        after = METHODS["fedbuff"](server_lr=0.5, scaled=scaled).aggregate(server_of(self.START), updates).weights
+        scales = [1 / math.sqrt(1 + age) if scaled else 1.0 for age in ages]
+        expected = 2 + 0.5 * sum(a * s for a, s in zip(scales, steps, strict=True)) / 3
+        assert after["p"].tolist() == pytest.approx([expected] * 2, rel=1e-6)
+        assert after["count"].item() == 10
+
+    def test_clients_send_what_they_have_changed(self) -> None:
+        made = Setting(name="fedbuff", method=METHODS["fedbuff"](), shop=shop(SGD(lr=0.05, momentum=0.5)))
+        plain = Setting(name="fedavg", method=METHODS["fedavg"](), shop=made.shop)
+        task = made.tasks()[0]
+        assert same_tensors(made.train(task).weights, made.sent(plain.train(task).weights, task.weights))
+
+    def test_options_are_checked(self) -> None:
+        with pytest.raises(ConfigError, match="server_lr must be a positive number, got 0"):
+            METHODS["fedbuff"](server_lr=0.0)
 
 
 def test_fedprox_pulls_towards_the_start() -> None:
@@ -155,13 +353,8 @@ def test_fedprox_pulls_towards_the_start() -> None:
     distances = []
     for mu in (0.0, 1.0, 5.0):
         method = METHODS["fedprox"](mu=mu)  # type: ignore[call-arg]
-        model = small_model()
-        start = detached_copy(tensors_of(model))
-        with one_thread():
-            prepared = prepared_step(model, method.optimizer(SGD(lr=0.05)))
-            setting = Setting(
-                method=method, bench=workbench(model, prepared), program=prepared.keep_all(), weights=start
-            )
-            update = setting.train(setting.tasks()[0])
+        setting = Setting(name="fedprox", method=method, shop=shop(method.optimizer(SGD(lr=0.05))))
+        update = setting.train(setting.tasks()[0])
+        start = setting.weights
         distances.append(sum(float((update.weights[n] - start[n]).square().sum()) for n in start))
     assert distances[0] > distances[1] > distances[2] > 0

@@ -9,20 +9,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.federation_parts import prepared_step, small_model, small_split, workbench
+from tests.federation_parts import shop, small_model, small_split
 
 from fedhybrid.data import load_dataset
 from fedhybrid.engine.evaluate import Evaluator
-from fedhybrid.engine.runtime import LocalClient, Workbench, one_thread, steps_of
+from fedhybrid.engine.runtime import LocalClient, Stretch, Workbench, one_thread, steps_of
 from fedhybrid.records import LocalWork
 from fedhybrid.tree import detached_copy, tensors_of
 
 
 @pytest.fixture(scope="module")
 def bench() -> Workbench:
-    model = small_model()
-    with one_thread():
-        return workbench(model, prepared_step(model))
+    return shop().bench
+
+
+def client_of(bench: Workbench, samples: int) -> LocalClient:
+    stretches = [Stretch(program=shop().prepared.keep_all(), steps=1)]
+    return LocalClient(bench=bench, shard=np.arange(samples), stretches=stretches)
 
 
 def drawn(bench: Workbench, samples: int, work: LocalWork, seed: int = 3) -> list[list[int]]:
@@ -30,7 +33,7 @@ def drawn(bench: Workbench, samples: int, work: LocalWork, seed: int = 3) -> lis
     split = small_split()
     images = {split.batch(torch.tensor([i]))[0].numpy().tobytes(): i for i in range(samples)}
     assert len(images) == samples  # no two of them are the same picture
-    client = LocalClient(bench=bench, shard=np.arange(samples))
+    client = client_of(bench, samples)
     return [[images[image.numpy().tobytes()] for image in x] for x, _ in client.batches(work, seed)]
 
 
