@@ -179,6 +179,23 @@ def small_task(client: int, **changes: Any) -> ClientTask:
     return ClientTask(**(fields | changes))
 
 
+def update_of(weights: Tensors, masks: Tensors | None = None, **changes: Any) -> Update:
+    """A client's update with these tensors."""
+    made = Update(
+        client=0,
+        round_index=0,
+        weights=weights,
+        masks=masks or {},
+        num_samples=1,
+        samples_seen=1,
+        steps=1,
+        loss_mean=1.0,
+        squared_loss_sum=1.0,
+        measured_peak_bytes=1,
+    )
+    return replace(made, **changes)
+
+
 def same_tensors(one: Tensors, other: Tensors) -> bool:
     """Whether names, types, shapes and every bit are equal."""
     return one.keys() == other.keys() and all(

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 from typing import Any
 
 import pytest
 import torch
 from tests.federation_parts import SHARDS, Shop, shop, small_model
-from tests.scene_parts import same_tensors
+from tests.scene_parts import same_tensors, update_of
 
 from fedhybrid.engine.labour import Job, do_job
 from fedhybrid.engine.runtime import LocalClient, Stretch, one_thread
 from fedhybrid.engine.traffic import Traffic
 from fedhybrid.engine.walk import Leg
-from fedhybrid.errors import ConfigError
 from fedhybrid.executor import SGD
 from fedhybrid.methods import METHODS
 from fedhybrid.protocols import Method, RoundPlan, ServerState
@@ -137,8 +135,6 @@ class TestEveryMethod:
         assert all(
             isinstance(phase, str) and phase not in ("train", "evaluate", "query") for phase in method.preparations
         )
-        assert method.asynchronous is (setting.name in ("fedasync", "fedbuff"))
-        assert method.differences is (setting.name == "fedbuff")
 
     def test_the_server_begins_with_a_copy_of_the_weights(self, setting: Setting) -> None:
         weights = detached_copy(setting.weights)
@@ -230,21 +226,6 @@ class TestEveryMethod:
         assert same_tensors(update.weights, setting.train(task).weights)
 
 
-def numbered(method: str, *values: tuple[Tensors, int, int], masks: list[Tensors] | None = None) -> list[Update]:
-    """Updates of (weights, samples, version that it began with), as the method's clients send them."""
-    return [
-        Update(
-            client=client, round_index=began, weights=weights, num_samples=samples, samples_seen=samples, steps=1,
-            loss_mean=1.0, squared_loss_sum=1.0, measured_peak_bytes=1, masks=masks[client] if masks else {},
-        )
-        for client, (weights, samples, began) in enumerate(values)
-    ]  # fmt: skip
-
-
-def server_of(weights: Tensors, version: int = 10) -> ServerState:
-    return ServerState(weights=weights, version=version)
-
-
 ONES: Tensors = {"p": torch.tensor([1.0]), "running_mean": torch.tensor([4.0]), "count": torch.tensor(2)}
 TWOS: Tensors = {"p": torch.tensor([5.0]), "running_mean": torch.tensor([0.0]), "count": torch.tensor(6)}
 ROUNDS = sorted(name for name, cls in METHODS.items() if not cls().asynchronous)
@@ -253,9 +234,11 @@ ROUNDS = sorted(name for name, cls in METHODS.items() if not cls().asynchronous)
 @pytest.mark.parametrize("name", ROUNDS)
 class TestRounds:
     def test_mean_weighs_by_samples_buffers_included(self, name: str) -> None:
-        updates = numbered(name, (ONES, 30, 10), (TWOS, 10, 10))
-        updates = [dataclasses.replace(u, samples_seen=seen) for u, seen in zip(updates, (1, 99), strict=True)]
-        weights = METHODS[name]().aggregate(server_of(ONES), updates).weights
+        updates = [
+            update_of(ONES, round_index=10, num_samples=30, samples_seen=1),
+            update_of(TWOS, client=1, round_index=10, num_samples=10, samples_seen=99),
+        ]
+        weights = METHODS[name]().aggregate(ServerState(weights=ONES, version=10), updates).weights
         assert weights["p"].item() == 2.0
         assert weights["running_mean"].item() == 3.0
         assert weights["count"].item() == 3
@@ -265,87 +248,15 @@ class TestRounds:
         before: Tensors = {"w": torch.zeros(4), "b": torch.full((2,), 9.0)}
         values = ({"w": torch.full((4,), 1.0), "b": torch.zeros(2)}, {"w": torch.full((4,), 5.0)})
         masks: list[Tensors] = [{"w": torch.tensor([True, True, False, False])}, {"w": torch.tensor([True, False] * 2)}]
-        updates = numbered(name, (values[0], 30, 10), (values[1], 10, 10), masks=masks)
-        weights = METHODS[name]().aggregate(server_of(before), updates).weights
+        updates = [
+            update_of(tensors, mask, client=client, round_index=10, num_samples=samples)
+            for client, (tensors, mask, samples) in enumerate(zip(values, masks, (30, 10), strict=True))
+        ]
+        weights = METHODS[name]().aggregate(ServerState(weights=before, version=10), updates).weights
         assert weights["w"].tolist() == [2.0, 1.0, 5.0, 0.0]
         assert weights["b"].tolist() == [0.0, 0.0]
         expected = average_present(before, list(values), [30, 10], masks)
         assert same_tensors(weights, expected)
-
-
-class TestFedAsync:
-    START: Tensors = {"p": torch.tensor([2.0]), "count": torch.tensor(10)}  # noqa: RUF012 - tensors have no constant
-    NEW: Tensors = {"p": torch.tensor([10.0]), "count": torch.tensor(20)}  # noqa: RUF012
-
-    @pytest.mark.parametrize("staleness", [0, 1, 3, 8])
-    @pytest.mark.parametrize(
-        ("options", "weight"),
-        [
-            ({"staleness": "polynomial", "exponent": 0.5}, lambda age: (age + 1) ** -0.5),
-            ({"staleness": "constant"}, lambda age: 1.0),
-            (
-                {"staleness": "hinge", "exponent": 10.0, "grace": 2},
-                lambda age: 1 if age <= 2 else 1 / (10 * (age - 2) + 1),
-            ),
-        ],
-    )
-    def test_formula(self, staleness: int, options: dict[str, Any], weight: Any) -> None:
-        method = METHODS["fedasync"](mixing=0.6, **options)
-        (update,) = numbered("fedasync", (self.NEW, 5, 10 - staleness))
-        after = method.aggregate(server_of(self.START), [update]).weights
-        a = 0.6 * weight(staleness)
-        assert after["p"].item() == pytest.approx((1 - a) * 2 + a * 10, rel=1e-6)
-        assert after["count"].item() == round((1 - a) * 10 + a * 20)
-
-    def test_several_are_mixed_in_one_after_the_other(self) -> None:
-        method = METHODS["fedasync"](mixing=0.5, staleness="constant")
-        updates = numbered("fedasync", (self.NEW, 5, 10), ({"p": torch.tensor([0.0])}, 5, 3))
-        assert method.aggregate(server_of(self.START), updates).weights["p"].item() == 3.0  # 2 -> 6 -> 3
-
-    def test_samples_do_not_count(self) -> None:
-        method = METHODS["fedasync"]()
-        few, many = (
-            method.aggregate(server_of(self.START), numbered("fedasync", (self.NEW, n, 9))).weights for n in (1, 999)
-        )
-        assert same_tensors(few, many)
-
-    def test_options_are_checked_together(self) -> None:
-        with pytest.raises(ConfigError) as caught:
-            METHODS["fedasync"](mixing=0.0, staleness="linear", exponent=-1.0, grace=-1, mu=math.nan)
-        assert len(caught.value.problems) == 5
-
-
-class TestFedBuff:
-    START: Tensors = {"p": torch.tensor([2.0, 2.0]), "count": torch.tensor(10)}  # noqa: RUF012
-
-    def test_equal_ages_are_the_mean_of_the_models(self) -> None:
-        models = [{"p": torch.tensor([v, -v]), "count": torch.tensor(10 + n)} for n, v in enumerate((1.0, 4.0, 7.0))]
-        sent = [{name: model[name] - self.START[name] for name in model} for model in models]
-        after = METHODS["fedbuff"]().aggregate(
-            server_of(self.START), numbered("fedbuff", *((each, 9, 10) for each in sent))
-        )
-        assert after.weights["p"].tolist() == [4.0, -4.0]
-        assert (after.weights["count"].item(), after.weights["count"].dtype) == (11, torch.int64)
-
-    @pytest.mark.parametrize("scaled", [True, False])
-    def test_stale_ones_count_less_and_the_sum_is_over_their_number(self, scaled: bool) -> None:
-        ages, steps = (0, 3, 8), (6.0, 3.0, 9.0)
-        updates = numbered("fedbuff", *(({"p": torch.tensor([s, s])}, 1, 10 - age) for age, s in zip(ages, steps)))  # noqa: B905
-        after = METHODS["fedbuff"](server_lr=0.5, scaled=scaled).aggregate(server_of(self.START), updates).weights
-        scales = [1 / math.sqrt(1 + age) if scaled else 1.0 for age in ages]
-        expected = 2 + 0.5 * sum(a * s for a, s in zip(scales, steps, strict=True)) / 3
-        assert after["p"].tolist() == pytest.approx([expected] * 2, rel=1e-6)
-        assert after["count"].item() == 10
-
-    def test_clients_send_what_they_have_changed(self) -> None:
-        made = Setting(name="fedbuff", method=METHODS["fedbuff"](), shop=shop(SGD(lr=0.05, momentum=0.5)))
-        plain = Setting(name="fedavg", method=METHODS["fedavg"](), shop=made.shop)
-        task = made.tasks()[0]
-        assert same_tensors(made.train(task).weights, made.sent(plain.train(task).weights, task.weights))
-
-    def test_options_are_checked(self) -> None:
-        with pytest.raises(ConfigError, match="server_lr must be a positive number, got 0"):
-            METHODS["fedbuff"](server_lr=0.0)
 
 
 def test_fedprox_pulls_towards_the_start() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,7 @@ class TestTasksUnderWay:
         assert any(len(of_one) > 1 for of_one in times.values())
         for of_one in times.values():
             of_one.sort()
-            for (_, end), (begin, _) in zip(of_one, of_one[1:], strict=False):
+            for (_, end), (begin, _) in pairwise(of_one):
                 assert begin > end - _ROUNDING_S
 
     def test_clients_differ_in_speed_and_take_part_accordingly(self, run: RunResult) -> None:
@@ -192,7 +193,9 @@ class TestMaxStaleness:
 
 class TestSmallFleet:
     def test_as_many_at_work_as_there_are(self, tmp_path: Path) -> None:
-        raw = asynchronous(rounds=6, data={"clients": 4, "alpha": 5.0}, schedule={"kind": "asynchronous", "in_flight": 50})
+        raw = asynchronous(
+            rounds=6, data={"clients": 4, "alpha": 5.0}, schedule={"kind": "asynchronous", "in_flight": 50}
+        )
         result = fh.run(raw, out=tmp_path / "run")
         assert {record.completed for record in result.rounds} == {1}
         assert last_state(result.folder).next_ticket == 4 + 5  # each of the four, and one more after each aggregation

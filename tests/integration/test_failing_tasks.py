@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.run_parts import (
@@ -43,6 +44,12 @@ RECIPES = {
         train={"batch_size": 8, "lr": 0.05, "momentum": 0.5, "steps": 3},
         evaluation={"every": 60},
     ),
+}
+# Everybody is asked in every round.
+EVERYBODY: dict[str, Any] = {
+    "data": {"clients": 6, "alpha": 5.0},
+    "fleet": UNEQUAL | {"clients_per_round": 6},
+    "train": {"batch_size": 8, "lr": 0.05, "momentum": 0.5, "steps": 4},
 }
 _RAN = ("corrupt", "non_finite")  # the whole task is done, what arrives is of no use
 _ROUNDING_S = 1e-9
@@ -126,20 +133,13 @@ def _said_ratio(detail: str) -> float:
 class TestModel:
     """A failed update leaves no trace in the model."""
 
-    TRAIN = {"batch_size": 8, "lr": 0.05, "momentum": 0.5, "steps": 4}
-    EVERYBODY = {
-        "data": {"clients": 6, "alpha": 5.0},
-        "fleet": UNEQUAL | {"clients_per_round": 6},
-        "train": TRAIN,
-    }
-
     def test_is_the_same_whatever_the_kind(self, tmp_path: Path) -> None:
         """Two of six clients fail in all three rounds: what they send, if anything, is as if it had never come."""
         models, outcomes = [], []
         for kind in sorted(ALL_FAILURES):
             trace = tmp_path / f"{kind}.csv"
             trace.write_text(f"client,from_s,to_s,kind\n1,0,1e9,{kind}\n4,0,1e9,{kind}\n")
-            result = fh.run(small(**self.EVERYBODY, failures={"trace": str(trace)}), out=tmp_path / kind)
+            result = fh.run(small(**EVERYBODY, failures={"trace": str(trace)}), out=tmp_path / kind)
             models.append(model_of(result.folder))
             outcomes.append(
                 {(task.client, task.outcome) for task in result.clients}
@@ -152,7 +152,7 @@ class TestModel:
         """The weak ones: in one run their budgets keep them out, in the other all that they send is damaged."""
         fleet = {"clients_per_round": 6, "tiers": [dict(tier) for tier in UNEQUAL["tiers"]]}
         fleet["tiers"][0]["budget"] = "45%"
-        changes = self.EVERYBODY | {"method": "fedavg", "policy": "exclusion", "fleet": fleet}
+        changes = EVERYBODY | {"method": "fedavg", "policy": "exclusion", "fleet": fleet}
         out = fh.run(small(**changes), out=tmp_path / "out")
         strong = {task.client for task in out.clients}
         assert len(strong) == 3
@@ -183,7 +183,7 @@ class TestModel:
         for kind in ("crash", "corrupt"):
             trace = tmp_path / f"{kind}.csv"
             trace.write_text(f"client,from_s,to_s,kind\n1,0,1e9,{kind}\n")
-            changes = self.EVERYBODY | {"traffic": traffic, "failures": {"trace": str(trace)}}
+            changes = EVERYBODY | {"traffic": traffic, "failures": {"trace": str(trace)}}
             result = fh.run(small(**changes), out=tmp_path / kind)
             kept = last_state(result.folder).client_states
             assert set(kept) == {"0", "2", "3", "4", "5"}
@@ -193,8 +193,7 @@ class TestModel:
 
 class TestIncidents:
     def test_happen_to_whom_and_when_the_file_says(self, tmp_path: Path) -> None:
-        everybody = {"data": {"clients": 6, "alpha": 5.0}, "fleet": UNEQUAL | {"clients_per_round": 6}, "rounds": 8}
-        calm = fh.run(small(**everybody), out=tmp_path / "calm")
+        calm = fh.run(small(rounds=8, **EVERYBODY), out=tmp_path / "calm")
         whole_s = calm.rounds[-1].virtual_time_s
         incidents = [
             (client, share * whole_s, (share + 0.3) * whole_s, kind)
@@ -205,10 +204,12 @@ class TestIncidents:
         trace = tmp_path / "trace.csv"
         lines = [f"{client},{from_s!r},{to_s!r},{kind}" for client, from_s, to_s, kind in incidents]
         trace.write_text("\n".join(["client,from_s,to_s,kind", *lines]) + "\n")
-        result = fh.run(small(**everybody, failures={"trace": str(trace)}), out=tmp_path / "run")
+        result = fh.run(small(rounds=8, **EVERYBODY, failures={"trace": str(trace)}), out=tmp_path / "run")
         for task in result.clients:
             begun_s = start_s(task) + _ROUNDING_S
-            due = [kind for client, from_s, to_s, kind in incidents if client == task.client and from_s <= begun_s < to_s]
+            due = [
+                kind for client, from_s, to_s, kind in incidents if client == task.client and from_s <= begun_s < to_s
+            ]
             assert task.outcome == (due[0] if due else "completed"), task
         counts = Counter(task.outcome for task in result.clients)
         assert counts.keys() == {"completed", *ALL_FAILURES}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 from tests.federation_parts import recipe
+from tests.run_parts import assert_same_run, rounds_of
 
 import fedhybrid as fh
 from fedhybrid.errors import CaptureError, ConfigError
@@ -38,21 +38,6 @@ class Net(nn.Module):
         y = self.head(x.flatten(1))
         return y if y.sum() > 0 else -y
 """
-
-
-def rounds_of(result: RunResult) -> list[RoundRecord]:
-    """All rounds, without the one figure that may differ."""
-    return [dataclasses.replace(record, wall_time_s=0.0) for record in result.rounds]
-
-
-def same_run(one: Path, other: Path) -> None:
-    first, second = fh.load_run(one), fh.load_run(other)
-    assert rounds_of(first) == rounds_of(second)
-    assert first.clients == second.clients
-    for name in ("model.safetensors", "clients.jsonl"):
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    plans = [{p.name: p.read_bytes() for p in (folder / "plans").iterdir()} for folder in (one, other)]
-    assert plans[0] == plans[1]
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +159,7 @@ class TestRecords:
 class TestAgain:
     def test_same_recipe_and_seed_give_the_same_run(self, whole: RunResult, tmp_path: Path) -> None:
         fh.run(recipe(rounds=5), out=tmp_path / "run")
-        same_run(whole.folder, tmp_path / "run")
+        assert_same_run(whole.folder, tmp_path / "run")
 
     def test_another_seed_gives_another_run(self, whole: RunResult, tmp_path: Path) -> None:
         other = fh.run(recipe(rounds=1, seed=6), out=tmp_path / "run")
@@ -183,7 +168,7 @@ class TestAgain:
     def test_more_rounds_can_be_asked_for_later(self, whole: RunResult, tmp_path: Path) -> None:
         fh.run(recipe(rounds=2), out=tmp_path / "run")
         longer = fh.run(recipe(rounds=5), out=tmp_path / "run", resume=True)
-        same_run(whole.folder, tmp_path / "run")
+        assert_same_run(whole.folder, tmp_path / "run")
         assert longer.summary is not None
         assert longer.summary.rounds == 5
 
@@ -203,7 +188,7 @@ class TestAgain:
         assert sorted(label for label, *_ in heard.starts) == ["ours", "theirs"]
         assert sorted(map(str, heard.rounds)) == sorted(str(r) for v in result.variants.values() for r in v.rounds)
         for label in ("ours", "theirs"):
-            same_run(two_variants / label, tmp_path / "two" / label)
+            assert_same_run(two_variants / label, tmp_path / "two" / label)
         assert result.summaries.keys() == {"ours", "theirs"}
 
 
@@ -250,17 +235,21 @@ def test_damaged_model_of_a_finished_run_is_written_again(whole: RunResult, tmp_
     shutil.copytree(whole.folder, out)
     (out / "model.safetensors").write_bytes(b"half")
     fh.run(recipe(rounds=5), out=out, resume=True)
-    same_run(whole.folder, out)
+    assert_same_run(whole.folder, out)
 
 
 class TestKilled:
     def test_goes_on_as_if_nothing_had_happened(self, whole: RunResult, tmp_path: Path) -> None:
         out = tmp_path / "run"
-        _killed(recipe(rounds=5), out, after_rounds=2, watched=out)
+        raw = recipe(rounds=5, checkpoint_every=1)
+        _killed(raw, out, after_rounds=2, watched=out)
         assert not (out / "summary.json").exists()
         plans = {path: path.stat().st_mtime_ns for path in (out / "plans").iterdir()}
-        fh.run(recipe(rounds=5), out=out, resume=True)
-        same_run(whole.folder, out)
+        heard = _Listener()
+        fh.run(raw, out=out, resume=True, progress=heard)
+        ((_, first_round, _),) = heard.starts
+        assert first_round >= 1  # the last record may have come after the last checkpoint
+        assert_same_run(whole.folder, out)
         assert {path: path.stat().st_mtime_ns for path in plans} == plans  # read, not solved again
 
     @pytest.mark.slow
@@ -270,7 +259,7 @@ class TestKilled:
         fh.run(raw, out=out, resume=True, processes=1)
         fh.run(raw, out=tmp_path / "whole", processes=1)
         for label in ("ours", "theirs"):
-            same_run(tmp_path / "whole" / label, out / label)
+            assert_same_run(tmp_path / "whole" / label, out / label)
 
 
 class _Listener:

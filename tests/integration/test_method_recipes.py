@@ -25,8 +25,10 @@ def test_one_round_of_every_variant(recipe: Path, tmp_path: Path) -> None:
         assert summary["budget_violations"] == 0
         tasks = [json.loads(line) for line in (variant / "clients.jsonl").read_text().splitlines()]
         assert tasks
-        assert {task["outcome"] for task in tasks} == {"completed"}, variant.name
-        for task in tasks:
+        assert {task["outcome"] for task in tasks} <= {"completed", "late"}, variant.name
+        completed = [task for task in tasks if task["outcome"] == "completed"]
+        assert completed
+        for task in completed:
             assert task["measured_peak_bytes"] <= task["budget_bytes"]
             if task["planned_peak_bytes"] is not None:
                 assert task["measured_peak_bytes"] == task["planned_peak_bytes"]

@@ -68,7 +68,9 @@ def first_round_after(stopped_at: int, every: dict[str, int]) -> int:
 
 class TestStoppedByAnException:
     @pytest.mark.parametrize("every", [EVERY["every round"], EVERY["every third round"]], ids=["1", "3"])
-    def test_after_every_round(self, every: dict[str, int], schedule: str, whole: dict[str, Path], tmp_path: Path) -> None:
+    def test_after_every_round(
+        self, every: dict[str, int], schedule: str, whole: dict[str, Path], tmp_path: Path
+    ) -> None:
         raw, out, expected = RECIPES[schedule] | every, tmp_path / "run", 0
         for stopped_at in range(ROUNDS):
             stopper = Stopper(at_round=stopped_at)

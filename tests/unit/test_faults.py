@@ -11,12 +11,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.scene_parts import small_task
+from tests.scene_parts import small_task, update_of
 from tests.update_parts import updates
 
 from fedhybrid.engine.faults import FAULTS, Fault, Faults, Incident, damaged, read_incidents
 from fedhybrid.errors import ConfigError
-from fedhybrid.records import ClientTask, Update
+from fedhybrid.records import ClientTask
 from fedhybrid.tree import Tensors
 from fedhybrid.updates import check_update, not_finite
 
@@ -25,13 +25,6 @@ TASK = dataclasses.replace(small_task(3), weights={})
 
 def fates(faults: Faults, tasks: int, seed: int = 0) -> list[Fault | None]:
     return [faults.of(dataclasses.replace(TASK, seed=seed + number), 0.0) for number in range(tasks)]
-
-
-def update_of(weights: Tensors, masks: Tensors | None = None) -> Update:
-    return Update(
-        client=3, round_index=0, weights=weights, masks=masks or {}, num_samples=1, samples_seen=1, steps=1,
-        loss_mean=1.0, squared_loss_sum=1.0, measured_peak_bytes=1,
-    )  # fmt: skip
 
 
 class TestChance:

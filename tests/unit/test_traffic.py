@@ -8,12 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from tests.federation_parts import shop
-from tests.scene_parts import same_tensors, small_task
+from tests.scene_parts import same_tensors, small_task, update_of
 from tests.update_parts import chain, updates
 
 from fedhybrid.engine.traffic import Delivery, Traffic
 from fedhybrid.errors import ConfigError
-from fedhybrid.records import Update
 from fedhybrid.tree import Tensors, total_bytes
 from fedhybrid.updates import STATE_PREFIX, Pipeline
 
@@ -23,14 +22,6 @@ ROUNDED = chain("quantise")
 
 def traffic(*, down: Pipeline | None = None, up: Pipeline | None = None, differences: bool = False) -> Traffic:
     return Traffic(down=down or Pipeline(), up=up or Pipeline(), differences=differences, run_seed=4)
-
-
-def update_of(weights: Tensors, masks: Tensors | None = None, **changes: object) -> Update:
-    made = Update(
-        client=0, round_index=0, weights=weights, masks=masks or {}, num_samples=1, samples_seen=1, steps=1,
-        loss_mean=1.0, squared_loss_sum=1.0, measured_peak_bytes=1,
-    )  # fmt: skip
-    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
 
 def moved(by: float) -> Tensors:

@@ -28,12 +28,12 @@ class Fairness:
     Attributes:
         clients: Over how many.
         by_tier: For each tier; None where none of its clients is among them.
-        worst_tenth: Over the tenth of the clients that the model serves worst.
+        worst_tenth: Over the tenth of the clients that the model serves worst; None where there are no clients.
     """
 
     clients: int
     by_tier: dict[str, float | None]
-    worst_tenth: float
+    worst_tenth: float | None
 
 
 def fairness_of(
@@ -67,7 +67,7 @@ def fairness_of(
             each.name: float(accuracy[tier == number].mean()) if (tier == number).any() else None
             for number, each in enumerate(fleet.tiers)
         },
-        worst_tenth=float(worst.mean()) if len(worst) else math.nan,
+        worst_tenth=float(worst.mean()) if len(worst) else None,
     )
 
 

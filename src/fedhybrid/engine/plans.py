@@ -17,7 +17,7 @@ from fedhybrid.devices import DeviceProfile
 from fedhybrid.engine.files import write_atomically
 from fedhybrid.engine.planfiles import INFEASIBLE, read_infeasible, read_plan
 from fedhybrid.errors import ConfigError, InfeasibleBudgetError
-from fedhybrid.executor import PlanOptions, PreparedStep
+from fedhybrid.executor import LOSS_FREE, PlanOptions, PreparedStep
 from fedhybrid.planner import Plan
 from fedhybrid.records import IntArray
 
@@ -77,6 +77,9 @@ class PlanBook:
         self._folder, self._infeasible_file = folder / "plans", folder / INFEASIBLE
         self._folder.mkdir(exist_ok=True)
         self._planning, self._codec, self._buckets = planning, codec, buckets
+        # Lossy actions have a cap on their error: which floor keeps to it is not known beforehand.
+        only_loss_free = set(planning.actions) <= set(LOSS_FREE)
+        self._floor_actions = tuple(planning.actions) if only_loss_free else LOSS_FREE
         self._plans: dict[str, Plan] = {}
         self._infeasible = read_infeasible(self._infeasible_file)
         self._fingerprint = prepared.fingerprint
@@ -152,7 +155,7 @@ class PlanBook:
     def _smallest(self, device: str) -> tuple[str, Plan]:
         if self._codec is not None:
             return self._whole(device)
-        return self._named(device, "smallest", self._priced[device].smallest)
+        return self._named(device, "smallest", partial(self._priced[device].smallest, actions=self._floor_actions))
 
     def _solved(self, device: str, rounded_bytes: int) -> str | None:
         name = f"{device}-{bucket_name(rounded_bytes)}"
