@@ -19,7 +19,7 @@ from fedhybrid.data import DealtShards, Split, load_dataset
 from fedhybrid.devices import load_profile
 from fedhybrid.engine.plans import COARSE_BUCKETS, FINE_BUCKETS, PlanBook
 from fedhybrid.engine.runtime import Workbench, classification_loss, one_thread
-from fedhybrid.executor import SGD, PlanOptions, PreparedStep, TrainStep, prepare_step
+from fedhybrid.executor import LOSS_FREE, SGD, PlanOptions, PreparedStep, TrainStep, prepare_step
 from fedhybrid.models import build_model
 from fedhybrid.protocols import Optimizer
 from fedhybrid.records import LocalWork
@@ -79,9 +79,10 @@ def plan_book(
     enabled: bool = True,
     codec: str | None = None,
     buckets: int = FINE_BUCKETS,
+    actions: tuple[str, ...] = ("recompute",),
 ) -> PlanBook:
     """A plan book for both devices."""
-    planning = PlanOptions(actions=("recompute",))
+    planning = PlanOptions(actions=actions)
     return PlanBook(prepared, DEVICES, folder, enabled=enabled, planning=planning, codec=codec, buckets=buckets)
 
 
@@ -123,6 +124,6 @@ def shop(optimizer: Optimizer | None = None) -> Shop:
             prepared=prepared,
             bench=workbench(model, prepared),
             weights=detached_copy(tensors_of(model)),
-            ladder=plan_book(prepared, folder / "ladder", buckets=COARSE_BUCKETS),
+            ladder=plan_book(prepared, folder / "ladder", buckets=COARSE_BUCKETS, actions=LOSS_FREE),
             plain=plan_book(prepared, folder / "plain", enabled=False),
         )

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -113,6 +114,28 @@ def test_order_of_asking_does_not_matter(data: st.DataObject, tmp_path_factory: 
                 assert told(hands.finish(ticket)) == expected[ticket]
             else:
                 hands.drop(ticket)
+
+
+class Dictionary(dict[str, torch.Tensor]):
+    """One whose end can be seen."""
+
+
+def test_the_model_that_a_worker_has_is_kept_alive(tmp_path: Path) -> None:
+    """It is known by its identity, which another would have after its end; the one before it is let go."""
+    method = METHODS["fedavg"]()
+    made, (job, *_) = scene(tmp_path, method=method), jobs(book_plans=False)
+    alive = []
+    with closing(crew(made, method, 1)) as hands:
+        for number in range(4):
+            weights = Dictionary({n: t * (1 + number / 10) for n, t in shop().weights.items() if t.is_floating_point()})
+            weights = Dictionary(shop().weights | weights)
+            task = dataclasses.replace(job.task, weights=weights)
+            made.labour.begin(number, dataclasses.replace(job, task=task))
+            hands.begin(number, dataclasses.replace(job, task=task))
+            assert told(hands.finish(number)) == told(made.labour.finish(number))
+            alive.append(weakref.ref(weights))
+            del weights, task
+        assert [each() is not None for each in alive] == [False, False, False, True]
 
 
 def results_in_this_process(made: Scene, work: list[Job]) -> list[Any]:

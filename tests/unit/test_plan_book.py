@@ -80,6 +80,18 @@ class TestChoice:
         assert name is not None
         assert book.needed_bytes(name) <= book.smallest_bytes
 
+    def test_the_smallest_plan_does_only_what_the_recipe_allows(self, prepared: PreparedStep, tmp_path: Path) -> None:
+        """Splits sum in another order: where only recomputing is allowed, the smallest plan is exact, too."""
+        allowed = {"exact": ("recompute",), "split": ("recompute", "split")}
+        smallest = {}
+        for name, actions in allowed.items():
+            (tmp_path / name).mkdir()
+            book = plan_book(prepared, tmp_path / name, actions=actions)
+            smallest[name] = book.program("laptop", "laptop-smallest")
+        assert not smallest["exact"].splits
+        assert smallest["split"].splits
+        assert smallest["split"].peak_bytes < smallest["exact"].peak_bytes
+
     def test_below_the_smallest_plan_nothing_fits(self, book: PlanBook) -> None:
         budget = book.smallest_bytes - 1
         assert book.choose("laptop", budget) is None

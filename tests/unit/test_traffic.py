@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 
 import pytest
 import torch
@@ -32,6 +33,10 @@ def moved(by: float) -> Tensors:
     }
 
 
+class Dictionary(dict[str, torch.Tensor]):
+    """One whose end can be seen."""
+
+
 class TestDown:
     def test_as_it_is_where_nothing_changes_it(self) -> None:
         weights, num_bytes = traffic().sent_down(shop().weights, version=3)
@@ -58,9 +63,15 @@ class TestDown:
         links = traffic(down=ROUNDED)
         models = [moved(number / 10) for number in range(30)]
         expected = [traffic(down=ROUNDED).sent_down(model, version=n)[0] for n, model in enumerate(models)]
-        for number, model in enumerate(models):
-            links.sent_down(dict(model), version=99)  # dictionaries that nobody keeps: their identities are used again
-            assert same_tensors(links.sent_down(model, version=number)[0], expected[number])
+        alive = []
+        for number, model in enumerate(models):  # in dictionaries that nobody else keeps
+            own = Dictionary(model)
+            found, _ = links.sent_down(own, version=number)
+            assert same_tensors(found, expected[number])
+            alive.append(weakref.ref(own))
+            del own
+        # What is known by its identity must live as long as it is known.
+        assert [number for number, each in enumerate(alive) if each() is not None] == list(range(22, 30))
         assert len(links._sent) <= 8
 
     def test_a_task_without_a_model_costs_nothing(self) -> None:

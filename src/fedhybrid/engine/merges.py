@@ -15,7 +15,7 @@ from fedhybrid.records import ClientRecord, Failure, TaskEvent, Update
 __all__ = ["play_merge"]
 
 _PATIENCE = 100  # so many failures for each update that is wanted, and the server goes on with what it has
-_MOST_WAITS = 10_000  # for somebody who can be chosen, while nothing is under way; then likewise
+_MOST_WAITS = 1_000  # for somebody who can be chosen, while nothing is under way; then likewise
 
 
 def play_merge(
