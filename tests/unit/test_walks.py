@@ -49,26 +49,34 @@ def step_by_step(
 ) -> Walk:
     """What `walk` must give: look, choose, step, look back."""
     ran: list[str | None] = []
-    now_s, violations, switches, running = start_s, 0, 0, plan
+    now_s, running = start_s, plan
+    violations_s: list[float] = []
+    switches_s: list[float] = []
     for _ in range(steps):
         left = [amount for at_s, amount in changes if at_s <= now_s + SOON_S][-1]
         limit = min(left, promised)
         fitting = [book.program(DEVICE, name).step_time_s for name in rungs(book) if book.needed_bytes(name) <= limit]
         if not fitting:
             return Walk(
-                legs=legs_of(ran), seconds=now_s - start_s, violations=violations, switches=switches, stopped=""
+                legs=legs_of(ran),
+                seconds=now_s - start_s,
+                violations_s=tuple(violations_s),
+                switches_s=tuple(switches_s),
+                stopped="",
             )
         chosen = book.choose(DEVICE, limit)
         step_s = book.program(DEVICE, chosen).step_time_s
         assert step_s == min(fitting)  # no plan of the book that fits is faster
-        switches += chosen != running
+        switches_s += [now_s] * (chosen != running)
         running = chosen
         end_s = now_s + step_s
         fallen = [amount for at_s, amount in changes if now_s + SOON_S < at_s < end_s - SOON_S]
-        violations += any(amount < book.program(DEVICE, chosen).peak_bytes for amount in fallen)
+        violations_s += [now_s] * any(amount < book.program(DEVICE, chosen).peak_bytes for amount in fallen)
         ran.append(chosen)
         now_s = end_s
-    return Walk(legs=legs_of(ran), seconds=now_s - start_s, violations=violations, switches=switches)
+    return Walk(
+        legs=legs_of(ran), seconds=now_s - start_s, violations_s=tuple(violations_s), switches_s=tuple(switches_s)
+    )
 
 
 def legs_of(plans: list[str | None]) -> tuple[Leg, ...]:
@@ -94,7 +102,7 @@ def check(book: PlanBook, changes: list[tuple[float, int]], *, promised: int, st
     expected = step_by_step(book, changes, plan=plan, steps=steps, promised=promised, start_s=start_s)
     assert found.legs == expected.legs
     assert found.seconds == pytest.approx(expected.seconds, rel=1e-9, abs=1e-12)
-    assert (found.violations, found.switches) == (expected.violations, expected.switches)
+    assert (found.violations(), found.switches()) == (expected.violations(), expected.switches())
     assert (found.stopped is None) == (expected.stopped is None)
     return found
 
@@ -140,7 +148,7 @@ class TestOracle:
         plan = book.choose(DEVICE, whole)
         expected = step_by_step(book, changes, plan=plan, steps=9, promised=whole, start_s=0.0)
         assert found.legs == expected.legs
-        assert (found.violations, found.switches) == (expected.violations, expected.switches)
+        assert (found.violations(), found.switches()) == (expected.violations(), expected.switches())
 
 
 class TestByHand:
@@ -152,7 +160,7 @@ class TestByHand:
         changes = [(0.0, whole), (2.5 * fast_s, book.smallest_bytes)]
         found = check(book, changes, promised=whole, steps=5, start_s=0.0)
         assert found.legs == (Leg(plan=fast, steps=3), Leg(plan=small, steps=2))
-        assert (found.violations, found.switches, found.stopped) == (1, 1, None)
+        assert (found.violations(), found.switches(), found.stopped) == (1, 1, None)
         assert found.seconds == pytest.approx(3 * fast_s + 2 * book.program(DEVICE, small).step_time_s, rel=1e-12)
 
     def test_up_again_but_never_above_the_promise(self) -> None:
@@ -162,14 +170,14 @@ class TestByHand:
         small_s = book.program(DEVICE, small).step_time_s
         found = check(book, [(0.0, book.smallest_bytes), (2 * small_s, whole)], promised=promised, steps=6, start_s=0.0)
         assert found.legs == (Leg(plan=small, steps=2), Leg(plan=middle, steps=4))
-        assert (found.violations, found.switches) == (0, 2)  # down from what was promised, and up
+        assert (found.violations(), found.switches()) == (0, 2)  # down from what was promised, and up
 
     def test_two_falls_in_one_step_are_one_violation(self) -> None:
         book = shop().ladder
         whole = book.eager_peak_bytes
         step_s = book.program(DEVICE, None).step_time_s
         changes = [(0.0, whole), (0.3 * step_s, 1), (0.5 * step_s, whole), (0.7 * step_s, 1), (0.9 * step_s, whole)]
-        assert check(book, changes, promised=whole, steps=2, start_s=0.0).violations == 1
+        assert check(book, changes, promised=whole, steps=2, start_s=0.0).violations() == 1
 
     def test_where_nothing_fits_the_task_stops(self) -> None:
         book = shop().ladder
@@ -227,3 +235,9 @@ class TestByHand:
         found = walk(book, DEVICE, left=left, **arguments)  # type: ignore[arg-type]
         assert found.legs == (Leg(plan=None, steps=2),)
         assert found.stopped is not None
+
+
+def test_a_task_that_is_cut_off_counts_what_came_before() -> None:
+    walked = Walk(legs=(), seconds=9.0, violations_s=(1.0, 5.0), switches_s=(2.0, 3.0, 6.0))
+    assert (walked.violations(3.0), walked.switches(3.0)) == (1, 1)
+    assert (walked.violations(), walked.switches()) == (2, 3)

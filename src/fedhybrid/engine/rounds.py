@@ -109,7 +109,8 @@ def prepared(job: Federation, world: World, server: ServerState, desk: Dispatche
 
 def on_own_data(job: Federation, world: World, server: ServerState, desk: Dispatcher, round_index: int) -> None:
     """Some clients test the new model on their own data, each inside its budget, where the recipe asks for it."""
-    if not job.evaluation.clients or not world.is_tested(round_index):
+    # Not after a last round that is tested only because it is the last: with more rounds it would not have taken time.
+    if not job.evaluation.clients or (round_index + 1) % job.evaluation.every:
         return
     seed = derive_seed(job.seed, purpose="evaluate", round_index=round_index)
     clients = world.candidates().sample(job.evaluation.clients, np.random.default_rng(seed))

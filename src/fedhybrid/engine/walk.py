@@ -38,17 +38,25 @@ class Walk:
     Attributes:
         legs: Its programs in order.
         seconds: Of computing.
-        violations: Steps during which less memory was left than the running program needs: the fall came after their
-            beginning, and only the next step could follow it.
-        switches: How often a step ran by another program than the one before it (or than the one promised).
+        violations_s: When steps began during which less memory was left than the running program needs: the fall came
+            after their beginning, and only the next step could follow it.
+        switches_s: When a step began by another program than the one before it (or than the one promised).
         stopped: Why it ended before its last step; None where it did not.
     """
 
     legs: tuple[Leg, ...]
     seconds: float
-    violations: int = 0
-    switches: int = 0
+    violations_s: tuple[float, ...] = ()
+    switches_s: tuple[float, ...] = ()
     stopped: str | None = None
+
+    def violations(self, until_s: float = math.inf) -> int:
+        """How many began before `until_s`, when the task may have been cut off."""
+        return sum(at_s < until_s for at_s in self.violations_s)
+
+    def switches(self, until_s: float = math.inf) -> int:
+        """The same, of moves along the ladder."""
+        return sum(at_s < until_s for at_s in self.switches_s)
 
 
 def walk(
@@ -81,8 +89,19 @@ def walk(
             legs=(Leg(plan=plan, steps=steps),), seconds=steps * book.program(device, plan).step_time_s * speed_factor
         )
     legs: list[Leg] = []
-    now_s, done, violations, switches = start_s, 0, 0, 0
-    running = plan
+    violations_s: list[float] = []
+    switches_s: list[float] = []
+    now_s, done, running = start_s, 0, plan
+
+    def walked(stopped: str | None = None) -> Walk:
+        return Walk(
+            legs=tuple(legs),
+            seconds=now_s - start_s,
+            violations_s=tuple(violations_s),
+            switches_s=tuple(switches_s),
+            stopped=stopped,
+        )
+
     while done < steps:
         # As far as the rest would take by the program that runs now; with a slower one there is a next look.
         known_s = now_s + book.program(device, running).step_time_s * speed_factor * (steps - done)
@@ -94,24 +113,23 @@ def walk(
             limit_bytes = min(promised_bytes, int(left_bytes[at]))
             chosen = book.choose(device, limit_bytes)
             if book.needed_bytes(chosen) > limit_bytes:
-                stopped = (
+                return walked(
                     f"step {done + 1} of {steps} had {limit_bytes:,} bytes left, the smallest that runs needs "
-                    + (f"{book.least_bytes(device):,}")
+                    f"{book.least_bytes(device):,}"
                 )
-                return Walk(
-                    legs=tuple(legs), seconds=now_s - start_s, violations=violations, switches=switches, stopped=stopped
-                )
-            switches += chosen != running
+            if chosen != running:
+                switches_s.append(now_s)
             running = chosen
             step_s = book.program(device, chosen).step_time_s * speed_factor
             count = min(steps - done, math.ceil((until_s - now_s - _MOMENT_S) / step_s))
             _add(legs, Leg(plan=chosen, steps=count))
             last_s = now_s + (count - 1) * step_s
             now_s, done = now_s + count * step_s, done + count
-            violations += _fell(left(last_s, now_s), last_s, now_s, book.program(device, chosen).peak_bytes)
+            if _fell(left(last_s, now_s), last_s, now_s, book.program(device, chosen).peak_bytes):
+                violations_s.append(last_s)
             if done == steps:
                 break
-    return Walk(legs=tuple(legs), seconds=now_s - start_s, violations=violations, switches=switches)
+    return walked()
 
 
 def _add(legs: list[Leg], leg: Leg) -> None:
