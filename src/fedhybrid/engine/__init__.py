@@ -1,4 +1,15 @@
-"""The federation at work: rounds on a virtual clock, plans per device, records, and going on after a stop."""
+"""The federation at work: rounds on a virtual clock, plans per device, records, and going on after a stop.
+
+Where to find what:
+
+- a run from beginning to end: `loop` (the front door), `federation` (its parts), `world` (the same, at work), `rounds`
+  and `merges` (the two schedules), `dispatch` (tasks out, records in), `schedule`, `fairness`, `summary`, `progress`;
+- who can be chosen, and what that costs: `candidates`, `budgets`, `plans`;
+- a task on its device: `driver` (the order of events), `journey` (what befalls it), `walk` (its steps as memory moves),
+  `faults`, `traffic` (bytes on the links), `states` (what a client keeps);
+- the training itself: `runtime` (a client at the one model), `labour` (in this process), `crew` (in several), `evaluate`;
+- files: `claim`, `folder`, `checkpoint`, `bundle` (tensors and JSON as bytes), `planfiles`, `files`.
+"""
 
 from __future__ import annotations
 
