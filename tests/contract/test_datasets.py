@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits as sklearn_digits
 from tests.data_files import write_fashion, write_har, write_jpeg, write_roles
 
 from fedhybrid.data import DATASETS, Dataset, ImageSplit, SignalSplit, Split, TextSplit, load_dataset
+from fedhybrid.data.digits import _bundled
 
 WRITERS: dict[str, Callable[[Path], object]] = {
     "cifar10": lambda root: write_jpeg(root / "cifar10-from-jpeg", count=20),
@@ -125,3 +127,12 @@ def test_no_training_image_of_the_digits_is_a_test_image() -> None:
     assert len(digits.train) + len(digits.test) == 1797
     counts = digits.train.labels.bincount() / (digits.train.labels.bincount() + digits.test.labels.bincount())
     assert torch.allclose(counts, torch.full((10,), 0.8), atol=0.01), "stratified"
+
+
+def test_the_digits_are_scikit_learns() -> None:
+    """They are read without its help, because importing it takes long."""
+    bundle = sklearn_digits()
+    pixels, labels = _bundled()
+    assert np.array_equal(pixels, bundle.data)
+    assert np.array_equal(labels, bundle.target)
+    assert (pixels.dtype, labels.dtype) == (np.float32, np.int64)
