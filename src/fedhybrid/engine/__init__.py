@@ -7,7 +7,8 @@ Where to find what:
 - who can be chosen, and what that costs: `candidates`, `budgets`, `plans`;
 - a task on its device: `driver` (the order of events), `journey` (what befalls it), `walk` (its steps as memory moves),
   `faults`, `traffic` (bytes on the links), `states` (what a client keeps);
-- the training itself: `runtime` (a client at the one model), `labour` (in this process), `crew` (in several), `evaluate`;
+- the training itself: `runtime` (a client at the one model), `labour` (in this process), `crew` (in several processes),
+  `evaluate`;
 - files: `claim`, `folder`, `checkpoint`, `bundle` (tensors and JSON as bytes), `planfiles`, `files`.
 """
 
