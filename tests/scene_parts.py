@@ -63,6 +63,7 @@ def moving_memory(rows: Sequence[Sequence[int]], period_s: float, promised: Sequ
     told = left if promised is None else np.broadcast_to(np.array(promised, dtype=np.int64)[:, None], left.shape)
     return FleetMemory(
         period_s=period_s,
+        window_s=60.0,
         left=left,
         promised=told,
         unit_bytes=None,

@@ -177,11 +177,14 @@ class ServerState:
         extra: Named tensors of the method's own.
         version: How many times it has aggregated; the engine counts. An update's staleness is this less its
             `round_index`.
+        buffers: Names in `weights` that no gradient changes, such as the statistics of batch norm; the engine fills
+            them in.
     """
 
     weights: Tensors
     extra: Tensors = field(default_factory=dict)
     version: int = 0
+    buffers: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +217,11 @@ class ClientRuntime(Protocol):
     @property
     def num_samples(self) -> int:
         """Training samples on this client."""
+        ...
+
+    @property
+    def buffers(self) -> frozenset[str]:
+        """Names of the model's tensors that no gradient changes."""
         ...
 
     @property
@@ -263,12 +271,15 @@ class Method(Protocol):
 
     @property
     def differences(self) -> bool:
-        """Whether an update's `weights` are differences to the model that the client received, else models."""
+        """Whether an update's parameters are differences to the model that the client received, else the model's own.
+
+        Buffers are always sent as they are: differences of statistics, added up, may leave no statistics.
+        """
         ...
 
     @property
     def preparations(self) -> tuple[str, ...]:
-        """Kinds of tasks that every client does once, in this order, before the first round; `aggregate` ends each."""
+        """Kinds of tasks done once, before the first round, by all clients online then; `aggregate` ends each."""
         ...
 
     def optimizer(self, base: Optimizer) -> Optimizer:
@@ -288,7 +299,12 @@ class Method(Protocol):
         ...
 
     def aggregate(self, server: ServerState, updates: Sequence[Update]) -> ServerState:
-        """The server after the round; `updates` are not empty, in order of client number, then of their arrival."""
+        """The server after the round.
+
+        Args:
+            server: Before it.
+            updates: Not empty; in order of client number in synchronous rounds, else of arrival.
+        """
         ...
 
 

@@ -47,10 +47,17 @@ def assert_own_docstring(row: type | Callable[..., object]) -> None:
 @pytest.mark.parametrize(("kind", "name"), ROWS)
 def test_row_is_tested_by_a_contract_suite(kind: str, name: str) -> None:
     table_name = TABLES[kind][1]
-    suites = {file for file, _ in contract_tests() if re.search(rf"\b{table_name}\b", (ROOT / file).read_text())}
+    suites = walking(table_name)
     assert suites, f"no file of tests/contract walks {table_name}"
     among = re.compile(rf"(^|-){re.escape(name)}(-|$)")
     assert any(among.search(parameters) for file, parameters in contract_tests() if file in suites)
+
+
+@cache
+def walking(table_name: str) -> frozenset[str]:
+    """Files of tests/contract that name the table."""
+    files = {file for file, _ in contract_tests()}
+    return frozenset(file for file in files if re.search(rf"\b{table_name}\b", (ROOT / file).read_text()))
 
 
 def test_every_kind_but_codecs_has_rows() -> None:

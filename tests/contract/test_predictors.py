@@ -100,18 +100,33 @@ class TestEveryPredictor:
     def test_promises_at_samples_are_those_of_somebody_who_watched_from_the_beginning(
         self, name: str, traces: MemoryTraces
     ) -> None:
-        """Told sample by sample, twice, and asked at one sample only; windows of 4 do not divide the 18 samples."""
+        """Told sample by sample, and asked at one sample only; windows of 4 do not divide the 18 samples."""
         part = MemoryTraces(period_s=2.0, available_bytes=traces.available_bytes[:5, 300:318])
         found = promises_at_samples(PREDICTORS[name](), part, window_s=8.0)
         assert (found.dtype, found.shape) == (np.int64, (5, 18))
         for asked in range(18):
             predictor = PREDICTORS[name]()
             state = predictor.init(5)
-            for told in range(18 + asked + 1):
-                state = predictor.observe(state, part.available_bytes[:, told % 18].astype(float))
+            for told in range(asked + 1):
+                state = predictor.observe(state, part.available_bytes[:, told].astype(float))
                 if told % 4 == 3:
                     state = predictor.close_window(state)
             assert found[:, asked].tolist() == predictor.predict(state).tolist()
+        later = promises_at_samples(PREDICTORS[name](), part, window_s=8.0, history_samples=7)
+        assert later.tolist() == found[:, 7:].tolist()
+
+    def test_promises_at_samples_do_not_know_what_comes(self, name: str, traces: MemoryTraces) -> None:
+        """Two futures after one past: the promises are the same until they part, and not after it."""
+        one, other = (traces.available_bytes[:, :120].copy() for _ in range(2))
+        other[:, 70:] = other[:, 70:] // 3
+        found = [
+            promises_at_samples(
+                PREDICTORS[name](), MemoryTraces(period_s=2.0, available_bytes=each), window_s=8.0, history_samples=20
+            )
+            for each in (one, other)
+        ]
+        assert found[0][:, :50].tolist() == found[1][:, :50].tolist()
+        assert (found[0][:, 50:] != found[1][:, 50:]).any(axis=1).all()
 
     def test_options_are_checked_by_name_and_type(self, name: str) -> None:
         assert make_predictor(name, {}) == PREDICTORS[name]()

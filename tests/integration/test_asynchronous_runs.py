@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from tests.integration.cli_runner import assert_refused, fedhybrid
 from tests.run_parts import (
     assert_books_balance,
@@ -194,7 +196,7 @@ class TestMaxStaleness:
 class TestSmallFleet:
     def test_as_many_at_work_as_there_are(self, tmp_path: Path) -> None:
         raw = asynchronous(
-            rounds=6, data={"clients": 4, "alpha": 5.0}, schedule={"kind": "asynchronous", "in_flight": 50}
+            rounds=6, data={"clients": 4, "alpha": 5.0}, schedule={"kind": "asynchronous", "in_flight": 4}
         )
         result = fh.run(raw, out=tmp_path / "run")
         assert {record.completed for record in result.rounds} == {1}
@@ -236,3 +238,35 @@ class TestRefusal:
             fh.run(raw, out=tmp_path / "run")
         with pytest.raises(ConfigError, match="are for the asynchronous schedule"):
             fh.run(small(schedule={"buffer": 3}), out=tmp_path / "run")
+
+
+class TestBatchNorm:
+    """Its statistics are buffers; stale differences of a variance, added up, would leave less than nothing."""
+
+    @pytest.mark.parametrize(("method", "buffer"), [("fedbuff", 1), ("fedbuff", 3), ("fedasync", 1)])
+    def test_variances_stay_positive_and_it_learns(self, method: str, buffer: int, tmp_path: Path) -> None:
+        raw: dict[str, Any] = {
+            "method": method, "policy": "uniform", "model": "resnet20", "model_options": {"width": 0.25},
+            "dataset": "digits", "rounds": 24 // buffer, "seed": 2, "data": {"clients": 10, "alpha": 1.0},
+            "train": {"batch_size": 16, "lr": 0.05, "steps": 4},
+            "schedule": {"kind": "asynchronous", "in_flight": 8, "buffer": buffer},
+            "evaluation": {"every": 4},
+        }  # fmt: skip
+        result = fh.run(raw, out=tmp_path / "run")
+        weights = load_file(tmp_path / "run/model.safetensors")
+        variances = [tensor for name, tensor in weights.items() if name.endswith("running_var")]
+        assert variances
+        assert all(bool((variance > 0).all()) for variance in variances)
+        assert all(record.loss is not None for record in result.rounds if record.accuracy is not None)
+        assert max(task.staleness for task in result.clients) > 2
+
+
+def test_what_a_client_keeps_counts_only_with_an_update_that_is_used(tmp_path: Path) -> None:
+    """With error feedback an update that is too stale leaves the client with what it had, to be sent later."""
+    up = [{"name": "delta"}, {"name": "error-feedback"}, {"name": "top-k", "ratio": 0.05}]
+    raw = asynchronous(rounds=6, traffic={"up": up})
+    raw["schedule"] |= {"in_flight": 6, "max_staleness": 0}
+    result = fh.run(raw, out=tmp_path / "run")
+    used = {task.client for task in result.clients if task.outcome == "completed"}
+    assert {task.outcome for task in result.clients} >= {"completed", "stale"}
+    assert {int(path.name.split(".")[0]) for path in (tmp_path / "run/states").iterdir()} == used

@@ -178,7 +178,7 @@ class TestModel:
 
     def test_what_a_client_keeps_is_as_before(self, tmp_path: Path) -> None:
         """The errors that a client would add next time stay those of its last update that was of use."""
-        traffic = {"up": [{"name": "error-feedback"}, {"name": "top-k", "ratio": 0.1}]}
+        traffic = {"up": [{"name": "delta"}, {"name": "error-feedback"}, {"name": "top-k", "ratio": 0.1}]}
         states = []
         for kind in ("crash", "corrupt"):
             trace = tmp_path / f"{kind}.csv"

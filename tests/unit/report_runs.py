@@ -61,6 +61,7 @@ def write_run(
     seed: int = 0,
     over_budget: bool = False,
     tested_every: int = 1,
+    memory: bool = False,
 ) -> Path:
     """Writes one run; the policy `exclusion` reaches the tiers of 100 % and more only.
 
@@ -133,7 +134,8 @@ def write_run(
         "fleet": {
             "tiers": [
                 {"name": n, "budget": f"{100 * s:.0f}%", "device": "phone", "share": 1.0} for n, s in tiers.items()
-            ]
+            ],
+            **({"memory": {"window_s": 60.0}} if memory else {}),
         },
         "train": {"lr": 0.05, "batch_size": 16},
     }

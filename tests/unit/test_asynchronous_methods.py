@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from tests.scene_parts import same_tensors, small_task, update_of
 
 from fedhybrid.engine.runtime import Stretch
 from fedhybrid.errors import ConfigError
-from fedhybrid.methods import METHODS
+from fedhybrid.methods import METHODS, FedAsync, FedBuff
 from fedhybrid.protocols import ServerState
 from fedhybrid.records import Update
 from fedhybrid.tree import Tensors
@@ -107,3 +108,32 @@ class TestFedBuff:
     def test_options_are_checked(self) -> None:
         with pytest.raises(ConfigError, match="server_lr must be a positive number, got 0"):
             METHODS["fedbuff"](server_lr=0.0)
+
+
+def test_updates_of_one_aggregation_are_mixed_in_the_order_of_arrival() -> None:
+    """Who is mixed in last counts most, and that must not be a matter of client numbers."""
+    method = FedAsync(mixing=0.5, staleness="constant")
+    server = ServerState(weights={"w": torch.zeros(1)})
+    arrived = [update_of({"w": torch.full((1,), value)}, client=client) for client, value in ((4, 1.0), (0, 3.0))]
+    assert float(method.aggregate(server, arrived).weights["w"]) == 0.5 * 0.5 * 1.0 + 0.5 * 3.0
+    assert float(method.aggregate(server, arrived[::-1]).weights["w"]) == 0.5 * 0.5 * 3.0 + 0.5 * 1.0
+
+
+def test_what_is_not_sent_has_not_changed() -> None:
+    """FedBuff divides by the number of updates, also where some hold nothing of an element."""
+    server = ServerState(weights={"w": torch.zeros(2), "v": torch.zeros(1)})
+    mask = {"w": torch.tensor([True, False])}
+    whole = update_of({"w": torch.tensor([2.0, 2.0]), "v": torch.ones(1)}, client=0)
+    part = dataclasses.replace(update_of({"w": torch.tensor([4.0, 9.0])}, client=1), masks=mask)
+    after = FedBuff().aggregate(server, [whole, part]).weights
+    assert after["w"].tolist() == [3.0, 1.0]
+    assert after["v"].tolist() == [0.5]
+
+
+def test_buffers_are_mixed_and_never_overshoot() -> None:
+    server = ServerState(weights={"var": torch.ones(1)}, version=3, buffers=frozenset({"var"}))
+    stale = dataclasses.replace(update_of({"var": torch.full((1,), 0.1)}, client=0), round_index=0)
+    after = FedBuff(server_lr=1.0).aggregate(server, [stale]).weights["var"]
+    assert float(after) == pytest.approx(0.5 * 1.0 + 0.5 * 0.1)
+    bold = FedBuff(server_lr=10.0).aggregate(server, [stale]).weights["var"]
+    assert float(bold) == pytest.approx(0.1)

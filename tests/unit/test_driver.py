@@ -210,13 +210,17 @@ class TestWhatFails:
 
 
 class TestStates:
-    def test_are_kept_from_task_to_task(self, tmp_path: Path) -> None:
+    """A driver hands out what clients have kept and brings what they would keep; whether that counts, others decide."""
+
+    def test_go_from_task_to_task(self, tmp_path: Path) -> None:
         made = scene(tmp_path, method=Keeping())
         driver = made.driver()
         for count in (1, 2, 3):
             driver.submit(0, small_task(0))
-            completed(driver)
-            assert int(made.states[0]["count"]) == count
+            _, update = completed(driver)
+            assert update.state is not None
+            assert int(update.state["count"]) == count
+            made.states[0] = update.state
         assert made.states[1] == {}
 
     @pytest.mark.parametrize("kind", ["crash", "disconnected", "corrupt", "non_finite", "time_out"])
@@ -239,12 +243,14 @@ class TestStates:
         made = scene(tmp_path, up=SQUEEZED)
         driver = made.driver()
         driver.submit(0, small_task(0))
-        completed(driver)
-        assert all(name.startswith("updates/error/") for name in made.states[0])
-        first = dict(made.states[0])
+        first = completed(driver)[1].state
+        assert first
+        assert all(name.startswith("updates/error/") for name in first)
+        made.states[0] = first
         driver.submit(0, small_task(0))
-        completed(driver)
-        assert not same_tensors(first, made.states[0])
+        second = completed(driver)[1].state
+        assert second is not None
+        assert not same_tensors(first, second)
 
 
 class TestRestore:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,16 +17,16 @@ from fedhybrid.fleet import (
     Fleet,
     FleetMemory,
     MemorySpec,
-    MemoryTraces,
     TierSpec,
     TraceSpec,
     make_fleet,
-    make_traces,
-    promises_at_samples,
 )
+from fedhybrid.fleet.traces import free_ratios
+from fedhybrid.records import FloatArray
 
 MIB = 2**20
 HALF_HOUR = TraceSpec(duration_s=1830.0)  # no whole number of windows
+HISTORY = 900  # samples of two seconds: thirty windows of a minute, or fifty or so of half a minute
 TIERS = [
     TierSpec(name="small", budget="25%", device="raspberry-pi-4"),
     TierSpec(name="large", budget="1 GiB", device="laptop"),
@@ -60,7 +61,7 @@ def test_without_apps_a_device_gives_its_whole_budget() -> None:
 
 def test_shares_of_the_budget_are_those_of_the_trace(random_memory: FleetMemory) -> None:
     """Each trace is a share of its own highest sample, from some moment of it on, again and again."""
-    whole = make_traces(HALF_HOUR, np.full(16, 2**40), seed=6).available_bytes
+    whole = free_ratios(HALF_HOUR, 16, seed=6, history_samples=HISTORY)[:, HISTORY:]
     shares = whole / whole.max(axis=1, keepdims=True)
     for client in (0, 15, 16, 39):
         left = random_memory.left_over(client, 0.0, 1830.0, budget_bytes=10**9)[1] / 1e9
@@ -99,7 +100,7 @@ def test_a_walk_and_single_moments_agree(
 
 def test_random_traces_in_bytes_are_shares_of_the_devices_memory() -> None:
     fleet, memory = fleet_with(MemorySpec(trace=HALF_HOUR, rows=40, scale="bytes"))
-    whole = make_traces(HALF_HOUR, np.full(40, 2**40), seed=6).available_bytes / 2**40
+    whole = free_ratios(HALF_HOUR, 40, seed=6, history_samples=HISTORY)[:, HISTORY:]
     for client in (0, 1, 2, 3, 4, 5):
         device_bytes = fleet.tiers[fleet.tier[client]].device.memory_bytes
         left = memory.left_over(client, 0.0, 1830.0, budget_bytes=2**50)[1]
@@ -132,11 +133,19 @@ def test_files_in_shares_of_the_budget(trace_file: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(PREDICTORS))
 def test_promises_are_the_predictors(name: str) -> None:
-    """As one device would make them that was watched for a whole pass before."""
+    """As each device would make them that has watched itself for fifty windows before the run, and then during it."""
     _, memory = fleet_with(MemorySpec(trace=HALF_HOUR, rows=3, predictor=name, window_s=30.0), clients=3)
-    traces = MemoryTraces(period_s=2.0, available_bytes=(memory.left.astype(float) * 2**40).astype(np.int64))
-    expected = promises_at_samples(PREDICTORS[name](), traces, window_s=30.0) / 2**40
-    assert memory.promised == pytest.approx(expected, rel=1e-6)
+    known = free_ratios(HALF_HOUR, 3, seed=6, history_samples=750)
+    known = np.minimum(known / known[:, 750:].max(axis=1, keepdims=True), 1.0)
+    assert memory.left == pytest.approx(known[:, 750:], rel=1e-6)
+    predictor = PREDICTORS[name]()
+    state, expected = predictor.init(3), []
+    for sample in range(750 + 915):
+        state = predictor.observe(state, known[:, sample] * 2**40)
+        if sample % 15 == 14:
+            state = predictor.close_window(state)
+        expected.append(predictor.predict(state) / 2**40)
+    assert memory.promised == pytest.approx(np.array(expected[750:]).T, rel=1e-5)
     shares = memory.promise(np.arange(3), 0.0, budget_bytes=np.full(3, 2**40)) / 2**40
     for client in range(3):
         left, promised = (np.flatnonzero(np.isclose(t[client], v, atol=1e-9)) for t, v in (
@@ -144,6 +153,64 @@ def test_promises_are_the_predictors(name: str) -> None:
             (memory.promised, shares[client]),
         ))  # fmt: skip
         assert set(left) & set(promised), "both are read at one and the same sample"
+
+
+@pytest.mark.parametrize("scale", ["budget", "bytes"])
+@pytest.mark.parametrize("name", sorted(PREDICTORS))
+class TestPromisesKnowThePastAlone:
+    """Two fleets whose traces agree up to some moment promise the same up to it, whatever comes."""
+
+    def test_of_random_traces(self, name: str, scale: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        spec = MemorySpec(trace=HALF_HOUR, rows=8, predictor=name, scale=scale)
+        one = fleet_with(spec)[1]
+
+        def with_another_future(*given: Any, **options: Any) -> FloatArray:
+            found = free_ratios(*given, **options)
+            later = found[:, HISTORY + 400 :]
+            found[:, HISTORY + 400 :] = np.where(later < later.max(axis=1, keepdims=True), later * 0.7, later)
+            return found
+
+        monkeypatch.setattr("fedhybrid.fleet.memory.free_ratios", with_another_future)
+        self.compare(one, fleet_with(spec)[1], upto=400, rows=8)
+
+    def test_of_files(self, name: str, scale: str, tmp_path: Path) -> None:
+        rng, found = np.random.default_rng(4), []
+        past = [(2 * n, int(amount)) for n, amount in enumerate(rng.integers(10**6, 10**8, 60))]
+        for way, future in (("one", (10**6, 10**8)), ("other", (10**5, 10**6))):
+            later = [(120 + 2 * n, int(amount)) for n, amount in enumerate(rng.integers(*future, 60))]
+            path = tmp_path / f"{way}.csv"
+            path.write_text(
+                "client,time_s,available\n" + "".join(f"a,{t},{b}\n" for t, b in [*past, (119, 10**8), *later])
+            )
+            spec = MemorySpec(file=path, period_s=1.0, window_s=10.0, predictor=name, scale=scale)
+            found.append(fleet_with(spec, clients=3)[1])
+        self.compare(*found, upto=120, rows=1)
+
+    @staticmethod
+    def compare(one: FleetMemory, other: FleetMemory, *, upto: int, rows: int) -> None:
+        assert one.left.shape == one.promised.shape
+        assert len(one.left) == rows
+        assert one.left[:, :upto].tolist() == other.left[:, :upto].tolist()
+        assert one.promised[:, :upto].tolist() == other.promised[:, :upto].tolist()
+        assert (one.left[:, upto:] != other.left[:, upto:]).any(axis=1).all()
+        assert (one.promised[:, upto:] != other.promised[:, upto:]).any(axis=1).all()
+
+
+def test_devices_of_a_file_begin_cold_and_those_of_random_traces_do_not(tmp_path: Path) -> None:
+    path = tmp_path / "calm.csv"
+    path.write_text("client,time_s,available\na,0,1000\na,999,1000\n")
+    _, memory = fleet_with(MemorySpec(file=path, window_s=10.0), clients=1)
+    assert memory.promised[0, :49] == pytest.approx(0.5, abs=1e-6), "half of what is available, for five windows"
+    assert memory.promised[0, 60:].min() > 0.7
+    calm = TraceSpec(duration_s=1830.0, apps_per_h=0.0, drift_ratio=0.0)
+    assert fleet_with(MemorySpec(trace=calm))[1].promised.min() > 0.8
+
+
+def test_windows_of_the_run_begin_one_after_the_other(random_memory: FleetMemory) -> None:
+    for window, times_s in enumerate(([0.0, 1e-9, 59.9], [60.0, 60.0 - 1e-9, 119.0], [120.0])):
+        for now_s in times_s:
+            assert random_memory.window(now_s) == window
+            assert random_memory.next_window_s(now_s) == 60.0 * (window + 1)
 
 
 @pytest.mark.parametrize("window_s", [30.0, 120.0])

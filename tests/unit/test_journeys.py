@@ -143,7 +143,8 @@ class TestCutOff:
         computed = {"download": 0.0, "compute": ratio, "upload": 1.0}[stage]
         whole_s = times.computed_s - times.downloaded_s
         assert event.cost.compute_s == pytest.approx(computed * whole_s, abs=1.1e-6)
-        assert event.cost.bytes_down == TASK_BYTES
+        received_ratio = ratio if stage == "download" else 1.0
+        assert event.cost.bytes_down == pytest.approx(received_ratio * TASK_BYTES, abs=6)
 
     @pytest.mark.parametrize(("stage", "ratio"), STAGES)
     def test_by_the_time_out(self, stage: str, ratio: float, tmp_path: Path) -> None:
@@ -191,7 +192,9 @@ class TestGivenUp:
         driver, event = self.given_up(made, times.within(stage, ratio))
         sent = ratio * TASK_BYTES if stage == "upload" else 0
         assert event.cost.bytes_up == pytest.approx(sent, abs=1.01)
-        assert event.cost.bytes_down == TASK_BYTES
+        assert event.cost.bytes_down == pytest.approx(
+            ratio * TASK_BYTES if stage == "download" else TASK_BYTES, abs=1.01
+        )
         computed = {"download": 0.0, "compute": ratio, "upload": 1.0}[stage]
         assert event.cost.compute_s == pytest.approx(computed * (times.computed_s - times.downloaded_s), abs=1e-12)
         assert driver.busy == frozenset()

@@ -16,8 +16,11 @@ from fedhybrid.experiment.build import base_optimizer
 from fedhybrid.experiment.check import to_table, variants_of
 from fedhybrid.experiment.config import RunConfig, TrainTable
 from fedhybrid.experiment.overrides import apply_overrides
+from fedhybrid.experiment.parts import input_files
+from fedhybrid.updates import TRANSFORMS
 
 ROOT = Path(__file__).parents[2]
+OPTIONS: dict[str, dict[str, Any]] = {"clip": {"max_norm": 1.0}, "top-k": {"ratio": 0.1}, "quantise": {"bits": 8}}
 
 
 def problems_of(raw: Any, **overrides: Any) -> list[str]:
@@ -154,6 +157,65 @@ class TestProblems:
         assert expected in problem
         assert str(path) in problem
 
+    def test_natural_clients_of_data_that_know_none(self) -> None:
+        with pytest.raises(ConfigError) as caught:
+            build_federation(load_config(recipe(), {"data.partition": "natural"}))
+        (problem,) = caught.value.problems
+        assert problem.startswith("data.partition: partition 'natural' needs a dataset that says whose each sample is")
+
+    def test_incidents_of_clients_that_there_are_not(self, tmp_path: Path) -> None:
+        trace = tmp_path / "trace.csv"
+        rows = [f"{client},0,1,crash" for client in (23, 24, 90, 24)]
+        trace.write_text("\n".join(["client,from_s,to_s,kind", *rows]) + "\n")
+        assert problems_of(recipe(failures={"trace": str(trace)})) == [
+            f"failures.trace: {trace} names clients that there are not: 24, 90; data.clients is 24, so they are 0 to 23"
+        ]
+        trace.unlink()
+        assert problems_of(recipe(failures={"trace": str(trace)})) == [
+            f"failures.trace: {trace} cannot be read: No such file or directory"
+        ]
+
+    @pytest.mark.parametrize("other", ["steps", "samples"])
+    def test_more_than_one_amount_of_work(self, other: str) -> None:
+        (problem,) = problems_of(recipe(train={"epochs": 1, other: 5}))
+        assert problem == f"train: epochs and {other} are two ways to say how much is trained; give one of them"
+        assert "epochs, steps and samples are three ways" in problems_of(
+            recipe(train={"epochs": 1, "steps": 5, "samples": 9})
+        )[0]  # fmt: skip
+
+
+class TestTraffic:
+    @pytest.mark.parametrize("name", TRANSFORMS)
+    def test_each_transform_on_its_way(self, name: str) -> None:
+        """Whole weights can only be quantised; of differences all can be made smaller."""
+        table, after = {"name": name, **OPTIONS.get(name, {})}, {"name": "quantise", "bits": 8}
+        chain = [table, after] if TRANSFORMS[name].remembers else [table]
+        if name == "quantise":
+            load_config(recipe(traffic={"down": chain, "up": chain}))
+            return
+        (problem,) = problems_of(recipe(traffic={"down": chain}))
+        assert problem.startswith(f"traffic.down[0]: {name!r} is for updates")
+        if name == "delta":
+            load_config(recipe(traffic={"up": chain}))
+            return
+        (problem,) = problems_of(recipe(traffic={"up": chain}))
+        assert problem.startswith(f"traffic.up[0]: {name!r} is for what training has changed, and method 'fedhybrid'")
+        assert problem.endswith('put { name = "delta" } before it')
+        load_config(recipe(traffic={"up": [{"name": "delta"}, *chain]}))
+        late = {"method": "fedbuff", "policy": "uniform", "schedule": {"kind": "asynchronous"}}
+        build_federation(load_config(recipe(**late, traffic={"up": chain})))
+
+    def test_a_delta_that_comes_too_late_is_said_once(self) -> None:
+        up = [{"name": "quantise", "bits": 8}, {"name": "top-k", "ratio": 0.1}, {"name": "delta"}]
+        assert [problem.split(" ")[0] for problem in problems_of(recipe(traffic={"up": up}))] == [
+            "traffic.up[1]:", "traffic.up[2]:",
+        ]  # fmt: skip
+
+    def test_nothing_of_differences_where_the_method_is_unknown(self) -> None:
+        found = problems_of(recipe(method="fedhibrid", traffic={"up": [{"name": "top-k", "ratio": 0.1}]}))
+        assert len(found) == 1
+        assert found[0].startswith("unknown method")
+
 
 class TestOverrides:
     def test_reach_into_tables_and_make_them(self) -> None:
@@ -172,7 +234,25 @@ class TestOverrides:
     def test_through_something_that_is_no_table(self) -> None:
         with pytest.raises(ConfigError) as caught:
             apply_overrides({"seed": 1, "rounds": 2}, {"seed.x": 1, "rounds.y.z": 2})
-        assert len(caught.value.problems) == 2
+        assert list(caught.value.problems) == [
+            "seed.x cannot be set: seed is no table",
+            "rounds.y.z cannot be set: rounds is no table",
+        ]
+
+    def test_into_a_list(self) -> None:
+        assert problems_of(recipe(), **{"fleet.tiers.0.budget": "0%"}) == [
+            "fleet.tiers.0.budget cannot be set: fleet.tiers is a list, and lists are replaced whole; edit the recipe, "
+            "or give all of fleet.tiers"
+        ]
+
+    def test_one_amount_of_work_takes_the_place_of_another(self) -> None:
+        raw = recipe(train={"epochs": 3})
+        asked = load_config(raw, {"train.steps": 7}).train
+        assert (asked.epochs, asked.steps, asked.samples) == (None, 7, None)
+        asked = load_config(recipe(train={"steps": 7}), {"train": {"epochs": 2}}).train
+        assert (asked.epochs, asked.steps, asked.samples) == (2, None, None)
+        (problem,) = problems_of(raw, train__steps=7, train__samples=9)
+        assert problem.startswith("train: steps and samples are two ways")
 
     def test_options_go_with_their_part(self) -> None:
         raw = recipe(method="fedprox", method_options={"mu": 0.5})
@@ -201,6 +281,15 @@ class TestOverridesOfVariants:
         assert {(each.method, each.policy, each.train.lr) for each in found.values()} == {("fedavg", "uniform", 0.2)}
         assert found["prox"].method_options == {}
         assert found["theirs"].train.epochs == 2  # what is not overridden stays
+
+    def test_amounts_of_work(self) -> None:
+        raw = recipe(compare={"variants": {"whole": {}, "short": {"train.steps": 7}, "few": {"train": {"samples": 9}}}})
+        config = load_config(raw)
+        found = {label: (t.epochs, t.steps, t.samples) for label, c in variants_of(config).items() for t in [c.train]}
+        assert found == {"whole": (1, None, None), "short": (None, 7, None), "few": (None, None, 9)}
+        assert variants_of(load_config(to_table(config))) == variants_of(config)
+        forced = variants_of(load_config(raw, {"train.epochs": 2}))
+        assert {(c.train.epochs, c.train.steps, c.train.samples) for c in forced.values()} == {(2, None, None)}
 
     def test_options_stay_with_their_part(self) -> None:
         assert self.variants(method="fedprox")["prox"].method_options == {"mu": 0.5}
@@ -236,6 +325,29 @@ class TestResolved:
         assert raw["train"]["epochs"] == 1
         assert raw["policy_options"]["bonus"] == 0.1
         assert raw["model_options"] == {"width": 0.5, "norm": "batch"}
+
+    @pytest.mark.parametrize("train", [{}, {"epochs": 2}, {"steps": 5}, {"samples": 33}])
+    def test_amount_of_work_is_the_same_again(self, train: dict[str, int]) -> None:
+        config = load_config(recipe(train=train))
+        stored = to_table(config)
+        assert {name: stored["train"].get(name) for name in ("epochs", "steps", "samples")} == {
+            "epochs": None, "steps": None, "samples": None, **(train or {"epochs": 1}),
+        }  # fmt: skip
+        assert load_config(stored) == config
+
+    def test_files_that_the_run_depends_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert input_files(load_config(recipe())) == {}
+        monkeypatch.chdir(tmp_path)
+        Path("f.csv").write_text("client,from_s,to_s,kind\n0,0,1,crash\n")
+        fleet = recipe()["fleet"] | {
+            "memory": {"file": "m.csv"},
+            "availability": {"kind": "file", "file": "a.csv"},
+        }
+        assert input_files(load_config(recipe(fleet=fleet, failures={"trace": "f.csv"}))) == {
+            "failures.trace": tmp_path / "f.csv",
+            "fleet.memory.file": tmp_path / "m.csv",
+            "fleet.availability.file": tmp_path / "a.csv",
+        }
 
     def test_root_becomes_absolute(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)

@@ -234,9 +234,30 @@ def test_a_fleet_without_a_fitting_device_is_explained(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", rounds=2, policy="exclusion", tiers={"25%": 0.25, "40%": 0.4})
     (notice,) = notices(load_runs(folder))
     assert notice.replace("\u00a0", " ") == (
-        "run: no device took part, as no budget holds a training step (the largest budget is 44.40 MiB, PyTorch's own "
+        "run: no device took part, as no budget holds a training step (the largest budget is 44.40 MiB; PyTorch's own "
         "step needs 102.00 MiB), so the model is as it was before training."
     )
+
+
+def test_promises_that_are_too_small_are_explained(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=2, policy="exclusion", tiers={"25%": 0.25, "90%": 0.9}, memory=True)
+    (notice,) = notices(load_runs(folder))
+    assert notice.replace("\u00a0", " ").startswith(
+        "run: no device took part, as no device promised enough memory for a training step (the largest budget is "
+        "92.40 MiB, of which other apps take a part; PyTorch's own step needs 102.00 MiB), so"
+    )
+    (task, *_) = load_records(write_run(tmp_path / "other", rounds=1)).clients
+    refused = dataclasses.replace(
+        task, outcome="out_of_memory", steps=0, budget_bytes=3 * 2**20, detail="", measured_peak_bytes=None
+    )
+    tests = dataclasses.replace(refused, kind="evaluate", budget_bytes=2**20)
+    for tasks, expected in (
+        ([refused, tests], "(1 out of memory; devices promise what other apps leave of their budgets, 3.00 MiB at most), "),
+        ([tests], "no device promised enough memory for a training step (the largest promise was 1.00 MiB; PyTorch's"),
+    ):  # fmt: skip
+        (folder / "clients.jsonl").unlink(missing_ok=True)
+        append_jsonl(folder / "clients.jsonl", tasks)
+        assert expected in notices(load_runs(folder))[-1].replace("\u00a0", " ")
 
 
 def test_tasks_that_all_failed_are_explained(tmp_path: Path) -> None:

@@ -38,8 +38,15 @@ SUMMARY = Summary(
 )  # fmt: skip
 
 
-def claim(path: Path, config: dict[str, Any], *, resume: bool, devices: tuple[DeviceProfile, ...] = ()) -> None:
-    claim_folders([Claim(path=path, config=config, devices=devices)], resume=resume)
+def claim(
+    path: Path,
+    config: dict[str, Any],
+    *,
+    resume: bool,
+    devices: tuple[DeviceProfile, ...] = (),
+    files: dict[str, Path] | None = None,
+) -> None:
+    claim_folders([Claim(path=path, config=config, devices=devices, files=files or {})], resume=resume)
 
 
 def finished_run(path: Path) -> dict[Path, bytes]:
@@ -142,6 +149,7 @@ class TestClaim:
         (tmp_path / "config.toml.tmp").write_text("meth")
         (tmp_path / ".lock").touch()
         (tmp_path / "devices.json").write_text("{}")
+        (tmp_path / "inputs.json").write_text('{"failures.trace": "')
         (tmp_path / "variant").mkdir()
         (tmp_path / "variant/.lock").touch()
         claim(tmp_path, CONFIG, resume=False)
@@ -187,10 +195,12 @@ class TestGoingOn:
 
     LONGER: ClassVar = CONFIG | {"rounds": 3}
 
-    def refused(self, path: Path, *, devices: tuple[DeviceProfile, ...] = ()) -> str:
+    def refused(
+        self, path: Path, *, devices: tuple[DeviceProfile, ...] = (), files: dict[str, Path] | None = None
+    ) -> str:
         before = files_of(path)
         with pytest.raises(ConfigError) as caught:
-            claim(path, self.LONGER, resume=True, devices=devices)
+            claim(path, self.LONGER, resume=True, devices=devices, files=files)
         assert files_of(path) == before
         return "\n".join(caught.value.problems)
 
@@ -250,6 +260,33 @@ class TestGoingOn:
         said = self.refused(tmp_path, devices=(slow,))
         assert "laptop.uplink_bytes_per_s was" in said
         assert "now it is 1000.0" in said
+
+    def test_changed_input_file(self, tmp_path: Path) -> None:
+        trace, run = tmp_path / "trace.csv", tmp_path / "run"
+        files = {"failures.trace": trace}
+        trace.write_text("client,from_s,to_s,kind\n1,0,1,crash\n")
+        finished_run(run)
+        claim(run, CONFIG | {"rounds": 1}, resume=True, files=files)  # a run from before they were looked at
+        claim(run, CONFIG | {"rounds": 2}, resume=True, files=files)
+        trace.write_text("client,from_s,to_s,kind\n1,0,2,crash\n")
+        assert self.refused(run, files=files) == (
+            f"--resume: failures.trace: {trace} is not what it was when the run in {run} was begun; put the old file "
+            "back, or start again with another --out"
+        )
+        trace.unlink()
+        assert self.refused(run, files=files) == f"failures.trace: {trace} cannot be read: No such file or directory"
+        trace.write_text("client,from_s,to_s,kind\n1,0,1,crash\n")
+        claim(run, self.LONGER, resume=True, files=files)
+        for damaged, expected in ((b"{", "is not JSON"), (b"[]", "is not what it was")):
+            (run / "inputs.json").write_bytes(damaged)
+            assert expected in self.refused(run, files=files)
+
+    def test_missing_input_file_of_a_new_run(self, tmp_path: Path) -> None:
+        files = {"fleet.memory.file": tmp_path / "none.csv", "failures.trace": tmp_path / "none either.csv"}
+        with pytest.raises(ConfigError) as caught:
+            claim(tmp_path / "run", CONFIG, resume=False, files=files)
+        assert len(caught.value.problems) == 2
+        assert not (tmp_path / "run/config.toml").exists()
 
     def test_running_elsewhere(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("fedhybrid.engine.folder._LOCK_PATIENCE_S", 0.1)

@@ -69,6 +69,22 @@ class TestRecipes:
         assert schedule_of(load_config(base)).in_flight == 3
         assert schedule_of(load_config(base, {"schedule.in_flight": 7})).in_flight == 7
 
+    def test_no_more_than_there_are(self) -> None:
+        base = recipe(method="fedasync", policy="uniform", schedule={"kind": "asynchronous"})
+        load_config(base, {"schedule.in_flight": 24, "schedule.buffer": 24})
+        with pytest.raises(ConfigError) as caught:
+            load_config(base, {"schedule.in_flight": 25, "schedule.buffer": 26})
+        assert list(caught.value.problems) == [
+            "schedule.in_flight must be at most data.clients, which is 24, got 25",
+            "schedule.buffer must be at most data.clients, which is 24, got 26",
+        ]
+
+    def test_nobody_is_kept_at_work_in_rounds(self) -> None:
+        with pytest.raises(ConfigError) as caught:
+            load_config(recipe(schedule={"in_flight": 3}))
+        (problem,) = caught.value.problems
+        assert problem.startswith("schedule.in_flight is for the asynchronous schedule")
+
     def test_only_methods_that_know_staleness(self) -> None:
         with pytest.raises(ConfigError) as caught:
             load_config(recipe(schedule={"kind": "asynchronous"}))

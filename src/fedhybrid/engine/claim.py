@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from fedhybrid.errors import ConfigError
 
 __all__ = ["Claim", "claim_folders"]
 
-_CONFIG, _DEVICES = "config.toml", "devices.json"
+_CONFIG, _DEVICES, _INPUTS = "config.toml", "devices.json", "inputs.json"
 _MAY_GROW = ("rounds",)
 _MAY_CHANGE = ("workers", "checkpoint_every")  # no result depends on them
 _WORDS = ("title", "sources")  # of a device profile; nothing is computed from them
@@ -28,11 +29,19 @@ _WORDS = ("title", "sources")  # of a device profile; nothing is computed from t
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A folder for one run or, without devices, for a comparison's runs; `config` is complete."""
+    """A folder for one run or, without devices, for a comparison's runs.
+
+    Attributes:
+        path: The folder.
+        config: Complete.
+        devices: Of the run's tiers.
+        files: Other files that the run depends on, by the settings that name them.
+    """
 
     path: Path
     config: Mapping[str, Any]
     devices: Sequence[DeviceProfile] = ()
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     def profiles(self) -> dict[str, Any]:
         """The figures of each device, as they are stored with the run: virtual times follow from them."""
@@ -40,6 +49,23 @@ class Claim:
             device.name: {k: v for k, v in dataclasses.asdict(device).items() if k not in _WORDS}
             for device in self.devices
         }
+
+    def checksums(self) -> dict[str, str]:
+        """SHA-256 of each file, by its setting, as they are stored with the run: failures and times follow from them.
+
+        Raises:
+            ConfigError: Files that cannot be read, all at once.
+        """
+        found, problems = {}, []
+        for setting, path in self.files.items():
+            try:
+                with path.open("rb") as file:
+                    found[setting] = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                problems.append(f"{setting}: {path} cannot be read: {error.strerror}")
+        if problems:
+            raise ConfigError(problems)
+        return found
 
 
 def claim_folders(claims: Sequence[Claim], *, resume: bool) -> None:
@@ -49,7 +75,8 @@ def claim_folders(claims: Sequence[Claim], *, resume: bool) -> None:
 
     Raises:
         ConfigError: A folder cannot be made, holds something else, a run and `resume` is False, a run of another
-            configuration or of devices that have been changed since, damaged files; or another process runs in it.
+            configuration, of devices or of input files that have been changed since, damaged files; an input file
+            cannot be read; or another process runs in it.
     """
     problems = [problem for claim in claims for problem in _place_problems(claim.path, resume=resume)]
     if problems:
@@ -63,12 +90,14 @@ def claim_folders(claims: Sequence[Claim], *, resume: bool) -> None:
                 raise ConfigError(
                     f"--out {claim.path} cannot be written ({error.strerror}); give another folder"
                 ) from error
-        problems = [problem for claim in claims for problem in _run_problems(claim)]
+        problems = [problem for claim in claims for problem in (*_run_problems(claim), *_input_problems(claim))]
         if problems:
             raise ConfigError(problems)
         for claim in claims:
             if claim.devices:
                 _store(claim.path / _DEVICES, json.dumps(claim.profiles(), indent=2) + "\n")
+            if claim.files:
+                _store(claim.path / _INPUTS, json.dumps(claim.checksums(), indent=2) + "\n")
             _store(claim.path / _CONFIG, tomli_w.dumps(claim.config))  # last: with it the folder is a run's
 
 
@@ -98,7 +127,7 @@ def _is_left_over(path: Path) -> bool:
     """What a process leaves that was killed while it claimed the folder: locks, halves of files, empty folders."""
     if path.is_dir():
         return all(inside.is_file() and _is_left_over(inside) for inside in path.iterdir())
-    return path.name in (LOCK, _DEVICES) or path.suffix == TEMPORARY_SUFFIX
+    return path.name in (LOCK, _DEVICES, _INPUTS) or path.suffix == TEMPORARY_SUFFIX
 
 
 def _run_problems(claim: Claim) -> list[str]:
@@ -135,6 +164,28 @@ def _device_problems(claim: Claim) -> list[str]:
     return [
         f"--resume: device profile: {key} was {before!r} when the run in {claim.path} was begun, now it is {now!r}"
         for key, before, now in sorted(changed, key=lambda each: each[0])
+    ]
+
+
+def _input_problems(claim: Claim) -> list[str]:
+    """A file that cannot be read, or that is not the one which the run was begun with."""
+    try:
+        now = claim.checksums()
+    except ConfigError as error:
+        return list(error.problems)
+    stored = claim.path / _INPUTS
+    if not stored.is_file() or not (claim.path / _CONFIG).is_file():
+        return []
+    try:
+        read = json.loads(stored.read_bytes())
+    except ValueError as error:
+        return [f"--resume: {stored} is not JSON: {error}; start again with another --out"]
+    was = read if isinstance(read, dict) else {}
+    return [
+        f"--resume: {setting}: {claim.files[setting]} is not what it was when the run in {claim.path} was begun; put "
+        "the old file back, or start again with another --out"
+        for setting, checksum in now.items()
+        if was.get(setting) != checksum
     ]
 
 

@@ -81,8 +81,14 @@ class Dispatcher:
         return ticket
 
     def ended(self, event: TaskEvent, *, version: int) -> ClientRecord:
-        """Writes down the end of a task at this version of the server."""
+        """Writes down the end of a task at this version of the server.
+
+        What the client keeps counts if its update does: with one that is lost, damaged or too stale, it goes on from
+        what it had.
+        """
         task = self.world.tasks.pop(event.ticket)
+        if isinstance(event.result, Update) and event.result.state is not None:
+            self.world.states[task.client] = event.result.state
         record = _client_record(self.world, task, event, self.round_index, version)
         self.events.append(event)
         self.records.append(record)

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedhybrid.data import Shards
 from fedhybrid.engine.faults import damaged
-from fedhybrid.engine.journey import Journey, JourneyPlanner, failure_of
+from fedhybrid.engine.journey import Journey, JourneyPlanner, failure_of, figures_of
 from fedhybrid.engine.labour import Job, Labour
 from fedhybrid.engine.plans import PlanBook
 from fedhybrid.engine.states import ClientStates
@@ -224,7 +224,8 @@ class InProcessDriver:
 
     def _received(self, journey: Journey, delivery: Delivery) -> Update | Failure:
         """What the server makes of a delivery: nothing that comes from outside is trusted."""
-        task, sent = journey.task, delivery.update
+        task = journey.task
+        sent = figures_of(delivery.update)
         try:
             update = self._traffic.unpacked(delivery, task.weights)
         except ConfigError as error:
@@ -246,12 +247,13 @@ class InProcessDriver:
         journey = stage.journey
         client, device = journey.task.client, self._planner.device(journey.task.client)
         del self._under_way[stage.ticket], self._busy[client]
-        if stage.update is not None and stage.update.state is not None:
-            self._states[client] = stage.update.state
+        bytes_down = journey.bytes_down
+        if stage.at_s < journey.compute_from_s:  # cut off before all of it was there
+            bytes_down = int(bytes_down * (stage.at_s - journey.start_s) / (journey.compute_from_s - journey.start_s))
         compute_s = max(0.0, min(stage.at_s, journey.computed_s) - journey.compute_from_s)
         energy_j = None
         if device.watts_compute is not None:
-            energy_j = device.energy_j(compute_s, stage.bytes_up, journey.bytes_down)
+            energy_j = device.energy_j(compute_s, stage.bytes_up, bytes_down)
         programs = [self._book.program(device.name, leg.plan) for leg in journey.walk.legs]
         ran = stage.update is not None or (stage.failure is not None and stage.failure.ran is not None)
         result = stage.failure or stage.update
@@ -262,7 +264,7 @@ class InProcessDriver:
             duration_s=stage.at_s - journey.start_s,
             result=result,
             cost=TaskCost(
-                bytes_down=journey.bytes_down,
+                bytes_down=bytes_down,
                 bytes_up=stage.bytes_up,
                 compute_s=compute_s,
                 energy_j=energy_j,

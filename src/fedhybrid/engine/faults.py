@@ -9,6 +9,7 @@ import csv
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import final
 
@@ -83,8 +84,8 @@ class Faults:
     def of(self, task: ClientTask, now_s: float) -> Fault | None:
         """What will happen to a task that begins at `now_s`; None where nothing will."""
         at_ratio = derive_seed(task.seed, purpose="fault's moment") / 2**63
-        for incident in self.incidents:
-            if incident.client == task.client and incident.from_s <= now_s < incident.to_s:
+        for incident in self._by_client.get(task.client, ()):
+            if incident.from_s <= now_s < incident.to_s:
                 return Fault(kind=incident.kind, at_ratio=at_ratio)
         left = derive_seed(task.seed, purpose="fault") / 2**63
         for kind in FAULTS:
@@ -92,6 +93,13 @@ class Faults:
             if left < 0:
                 return Fault(kind=kind, at_ratio=at_ratio)
         return None
+
+    @cached_property
+    def _by_client(self) -> dict[int, list[Incident]]:
+        found: dict[int, list[Incident]] = {}
+        for incident in self.incidents:
+            found.setdefault(incident.client, []).append(incident)
+        return found
 
     def __bool__(self) -> bool:
         return bool(self.incidents) or any(getattr(self, kind) > 0 for kind in FAULTS)
@@ -133,7 +141,9 @@ def read_incidents(path: Path) -> tuple[Incident, ...]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"failures.trace: {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise ConfigError(f"failures.trace: {path} cannot be read: {error}") from error
     if not rows or set(rows[0]) != set(_COLUMNS):
         raise ConfigError(f"failures.trace: {path} must have rows below the columns {', '.join(_COLUMNS)}")

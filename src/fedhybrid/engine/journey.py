@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -18,7 +19,7 @@ from fedhybrid.engine.walk import Walk, walk
 from fedhybrid.fleet import Fleet
 from fedhybrid.records import ClientTask, Failure, Update
 
-__all__ = ["Journey", "JourneyPlanner", "failure_of"]
+__all__ = ["Journey", "JourneyPlanner", "failure_of", "figures_of"]
 
 _PATIENCE = 3.0  # of the time that a task should take: when it is given up where no time-out is set
 _FORWARD_SHARE = 1 / 3  # of a training step: the usual reckoning that a backward pass costs two forward passes
@@ -92,7 +93,8 @@ class JourneyPlanner:
             evaluation_batch=0,
         )
         if task.kind == "evaluate":
-            journey = replace(journey, evaluation_batch=self._sizes.largest(journey.promised_bytes))
+            now_bytes = self._left_then(client, journey.compute_from_s, journey.compute_from_s)
+            journey = replace(journey, evaluation_batch=self._sizes.largest(min(journey.promised_bytes, now_bytes)))
         failure = self._refusal(journey)
         if failure is not None:
             ends = [(journey.compute_from_s, failure.kind, failure.detail)]
@@ -100,6 +102,11 @@ class JourneyPlanner:
             return journey, at_s, failure_of(task, kind, detail)
         journey = replace(journey, walk=self._walked(journey))
         return journey, *self._computed(journey)
+
+    def _left_then(self, client: int, start_s: float, end_s: float) -> int:
+        """The least that the client's other apps leave in that time; no limit where budgets stand still."""
+        left = self._budgets.left(client)
+        return sys.maxsize if left is None else int(left(start_s, end_s)[1].min())
 
     def _refusal(self, journey: Journey) -> Failure | None:
         """Why a task does not even begin."""
@@ -135,7 +142,11 @@ class JourneyPlanner:
             return Walk(legs=(), seconds=0.0)
         if task.kind == "evaluate":
             step_s = self._book.program(device, None).step_time_s
-            return Walk(legs=(), seconds=_FORWARD_SHARE * step_s * speed_factor * num_samples / task.work.batch_size)
+            seconds = _FORWARD_SHARE * step_s * speed_factor * num_samples / task.work.batch_size
+            begins_s = journey.compute_from_s
+            least_bytes = self._left_then(client, begins_s, begins_s + seconds)
+            fell = least_bytes < self._sizes.peak_bytes(journey.evaluation_batch)
+            return Walk(legs=(), seconds=seconds, violations_s=(begins_s,) if fell else ())
         return walk(
             self._book,
             device,
@@ -192,3 +203,8 @@ class JourneyPlanner:
 def failure_of(task: ClientTask, kind: str, detail: str, ran: Update | None = None) -> Failure:
     """A task's failure."""
     return Failure(client=task.client, round_index=task.round_index, kind=kind, detail=detail, ran=ran)
+
+
+def figures_of(update: Update) -> Update:
+    """An update without its tensors: what a failure keeps of what came, so that a cohort of them takes no memory."""
+    return replace(update, weights={}, masks={}, state=None)

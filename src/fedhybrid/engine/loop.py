@@ -49,6 +49,8 @@ def run_federation(
     began_s = time.perf_counter()
     with one_thread(), folder.locked():
         state = folder.restore() or _start(job)
+        buffers = frozenset(name for name, _ in job.model.named_buffers())
+        state = replace(state, server=replace(state.server, buffers=buffers))
         wall_before_s = state.wall_time_s
 
         def wall_time_s() -> float:

@@ -17,7 +17,7 @@ from fedhybrid.seeds import derive_seed
 
 __all__ = ["aggregated", "on_own_data", "play_round", "prepared"]
 
-_MOST_WAITS = 1_000  # for a device to come online, until a round is given up
+_MOST_WAITS = 1_000  # for a device to come online or to get memory back, until a round is given up
 
 
 def play_round(
@@ -32,6 +32,9 @@ def play_round(
     on_task: Callable[[ClientRecord], None],
 ) -> Played:
     """Plays round `round_index`; where no update comes back, the server stays as it is.
+
+    Where the policy finds nobody, it is asked again as soon as somebody may be back online or, in the next window of
+    moving budgets, may have more memory.
 
     With over-selection the round ends as soon as as many updates are there as were wanted; with a deadline, at the
     latest then. What is not back is late: it is given up, its client is free again, its bytes down were spent.
@@ -57,7 +60,7 @@ def play_round(
             break
         cohort, policy = choose(job, world, policy, asked, selections)
     tickets = desk.assign(server, cohort, draw=round_index)
-    events = _waited_for(desk, tickets, wanted=wanted, version=server.version)
+    events = _waited_for(desk, tickets, wanted=wanted, version=server.version, deadline_s=job.schedule.deadline_s)
     updates = [event.result for event in events if isinstance(event.result, Update)]
     server = aggregated(job, server, updates)
     accuracy = world.score(server, round_index)
@@ -67,9 +70,11 @@ def play_round(
     return Played(server=server, policy=policy, selections=selections + 1, record=record, clients=desk.records)
 
 
-def _waited_for(desk: Dispatcher, tickets: list[int], *, wanted: int, version: int) -> list[TaskEvent]:
+def _waited_for(
+    desk: Dispatcher, tickets: list[int], *, wanted: int, version: int, deadline_s: float | None = None
+) -> list[TaskEvent]:
     """The events of a round's tasks, the late ones among them."""
-    world, deadline_s = desk.world, desk.job.schedule.deadline_s
+    world = desk.world
     began_s = world.driver.now()
     events: list[TaskEvent] = []
     open_tickets = set(tickets)
@@ -93,12 +98,13 @@ def aggregated(job: Federation, server: ServerState, updates: list[Update]) -> S
     """The server after these updates; as it was where there are none."""
     if not updates:
         return server
-    ordered = sorted(updates, key=lambda update: update.client)  # stable: those of one client as they came
-    return replace(job.method.aggregate(server, ordered), version=server.version + 1)
+    # Sums of floats depend on their order: in rounds it shall not be that of arrival, which is only a matter of speed.
+    ordered = updates if job.schedule.asynchronous else sorted(updates, key=lambda update: update.client)
+    return replace(job.method.aggregate(server, ordered), version=server.version + 1, buffers=server.buffers)
 
 
 def prepared(job: Federation, world: World, server: ServerState, desk: Dispatcher) -> ServerState:
-    """The method's one-off preparations, each done once by every client that is online now."""
+    """The method's one-off preparations, each done once by every client that is online now, without a deadline."""
     for phase in job.method.preparations:
         tickets = desk.assign(server, world.candidates().client.tolist(), draw=0, phase=phase)
         events = _waited_for(desk, tickets, wanted=len(tickets), version=server.version)

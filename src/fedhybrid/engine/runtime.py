@@ -85,6 +85,11 @@ class Workbench:
     split: Split
 
     @cached_property
+    def buffers(self) -> frozenset[str]:
+        """Names of the tensors that no gradient changes."""
+        return frozenset(name for name, _ in self.model.named_buffers())
+
+    @cached_property
     def evaluator(self) -> Evaluator:
         """For tasks that test the model on a client's own data."""
         return Evaluator(self.model, self.split)
@@ -138,6 +143,11 @@ class LocalClient:
     def num_samples(self) -> int:
         """Training samples on this client."""
         return len(self._shard)
+
+    @property
+    def buffers(self) -> frozenset[str]:
+        """Names of the model's tensors that no gradient changes."""
+        return self._bench.buffers
 
     @property
     def state(self) -> Tensors:

@@ -40,8 +40,11 @@ class Traffic:
             differences, nothing but zeros.
     """
 
-    def __init__(self, *, down: Pipeline, up: Pipeline, differences: bool, run_seed: int) -> None:
-        self.down, self.up, self._differences, self._run_seed = down, up, differences, run_seed
+    def __init__(
+        self, *, down: Pipeline, up: Pipeline, differences: bool, buffers: frozenset[str] = frozenset(), run_seed: int
+    ) -> None:
+        self.down, self.up, self._run_seed = down, up, run_seed
+        self._differences, self._buffers = differences, buffers
         # By identity: the same dictionary is given to a whole cohort; it is kept so that its identity stays its own.
         self._sent: OrderedDict[int, tuple[Tensors, Tensors, int]] = OrderedDict()
 
@@ -78,7 +81,7 @@ class Traffic:
         if self.up.is_identity or not update.weights:
             return Delivery(update=update)
         sent = self.up.encode(
-            update.weights,
+            self._moved(update.weights, task.weights, sign=-1),
             reference=self._reference(task.weights),
             state=before,
             seed=task.seed,
@@ -97,7 +100,14 @@ class Traffic:
         if delivery.payload is None:
             return delivery.update
         read = self.up.decode(delivery.payload, reference=self._reference(received))
-        return replace(delivery.update, weights=read.values, masks=read.masks)
+        return replace(delivery.update, weights=self._moved(read.values, received, sign=1), masks=read.masks)
+
+    def _moved(self, values: Tensors, received: Tensors, *, sign: int) -> Tensors:
+        """Among differences, buffers travel as differences too, and are themselves at both ends."""
+        if not self._differences:
+            return values
+        moved = {name: values[name] + sign * received[name] for name in values.keys() & self._buffers}
+        return {name: moved.get(name, tensor) for name, tensor in values.items()}
 
     def _reference(self, weights: Tensors) -> Tensors:
         return {name: torch.zeros_like(tensor) for name, tensor in weights.items()} if self._differences else weights

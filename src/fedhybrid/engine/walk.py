@@ -125,7 +125,7 @@ def walk(
             _add(legs, Leg(plan=chosen, steps=count))
             last_s = now_s + (count - 1) * step_s
             now_s, done = now_s + count * step_s, done + count
-            if _fell(left(last_s, now_s), last_s, now_s, book.program(device, chosen).peak_bytes):
+            if _fell(left(last_s, now_s), last_s, now_s, book.needed_bytes(chosen)):
                 violations_s.append(last_s)
             if done == steps:
                 break

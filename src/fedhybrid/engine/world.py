@@ -70,12 +70,18 @@ class World:
         return int(self.costs.num_samples[client])
 
     def next_arrival_s(self) -> float | None:
-        """Seconds until somebody who is offline may be back; None where nobody is ever away."""
-        at_s = self.job.fleet.next_change_s(self.driver.now())
-        return None if at_s == math.inf else max(at_s - self.driver.now(), _LOOK_AGAIN_S)
+        """Seconds until somebody may do who does not now: back online, or, in the next window, with more memory.
+
+        None where nobody is ever away and budgets do not change.
+        """
+        now_s, memory = self.driver.now(), self.job.fleet.memory
+        after_s = max(self.job.fleet.next_change_s(now_s) - now_s, _LOOK_AGAIN_S)
+        if memory is not None:
+            after_s = min(after_s, memory.next_window_s(now_s) - now_s)
+        return None if after_s == math.inf else after_s
 
     def wait_for_somebody(self) -> bool:
-        """Lets time pass until somebody may be back online, while nothing is under way; False where nobody ever is."""
+        """Lets time pass by `next_arrival_s`, while nothing is under way; False where waiting changes nothing."""
         after_s = self.next_arrival_s()
         if after_s is not None:
             self.driver.advance_to(self.driver.now() + after_s)
@@ -112,7 +118,9 @@ def assemble(job: Federation, folder: RunFolder, state: Checkpoint) -> World:
     )
     budgets = Budgets(job.fleet, resident_bytes=book.resident_bytes, eager_peak_bytes=book.eager_peak_bytes)
     bench = Workbench(model=job.model, step=TrainStep(prepared, prepared.keep_all()), split=split)
-    traffic = Traffic(down=job.down, up=job.up, differences=job.method.differences, run_seed=job.seed)
+    traffic = Traffic(
+        down=job.down, up=job.up, differences=job.method.differences, buffers=bench.buffers, run_seed=job.seed
+    )
     states = ClientStates(folder.path / "states", state.client_states)
     labour: Labour = InThisProcess(method=job.method, bench=bench, book=book, traffic=traffic)
     if job.workers > 1:

@@ -53,7 +53,9 @@ def build_federation(config: RunConfig, datasets: Datasets | None = None) -> Fed
     fleet = _or_problems(lambda: fleet_of(config), problems)
     shards, model = None, None
     if dataset is not None:
-        shards = _or_problems(lambda: _deal(config, dataset), problems)
+        unsaid: list[str] = []
+        shards = _or_problems(lambda: _deal(config, dataset), unsaid)
+        problems += [each if each.startswith("data.") else f"data.partition: {each}" for each in unsaid]
         model = _or_problems(lambda: _initial_model(config, dataset), problems)
     if fleet is not None:
         problems += _device_problems(fleet)
@@ -64,7 +66,7 @@ def build_federation(config: RunConfig, datasets: Datasets | None = None) -> Fed
     assert shards is not None
     assert model is not None
     method = lookup("method", METHODS, config.method)(**config.method_options)
-    down, up = traffic_of(config)
+    down, up = traffic_of(config, differences=method.differences)
     return Federation(
         names=RunNames(method=config.method, policy=config.policy, dataset=config.dataset, model=config.model),
         dataset=dataset,

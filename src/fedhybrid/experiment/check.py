@@ -139,9 +139,11 @@ def _checked(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
         )
         found = [problem for name, spec, given in tables for problem in _spec_problems(name, spec, given)]
         problems += found or _attempt(check_devices, config)
+        differences = True  # where the method is not known, nothing is said of what does not suit it
         if not any(problem.startswith(("method", "unknown method")) for problem in problems):
             problems += _attempt(schedule_of, config)
-        problems += _attempt(faults_of, config) + _attempt(traffic_of, config)
+            differences = lookup("method", METHODS, config.method)(**config.method_options).differences
+        problems += _attempt(faults_of, config) + _attempt(traffic_of, config, differences=differences)
         if config.fleet.clients_per_round > config.data.clients:
             problems.append(
                 f"fleet.clients_per_round must be at most data.clients, which is {config.data.clients}, got "

@@ -18,6 +18,7 @@ _Count = Annotated[int, Field(ge=1)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Options = dict[str, Any]
+_AMOUNTS = ("epochs", "steps", "samples")
 
 
 class _Table(BaseModel):
@@ -61,13 +62,13 @@ class FleetTable(_Table):
 
 
 class TrainTable(_Table):
-    """The clients' work in a round: `epochs`, or so many `steps` or `samples`.
+    """The clients' work in a round: `epochs` (one, if nothing is said), or so many `steps` or `samples`.
 
     `momentum` and `nesterov` are for SGD.
     """
 
     batch_size: _Count = 16
-    epochs: _Count = 1
+    epochs: _Count | None = None
     steps: _Count | None = None
     samples: _Count | None = None
     lr: _Positive = 0.05
@@ -77,14 +78,26 @@ class TrainTable(_Table):
     nesterov: bool = False
     last_batch: Literal["wrap", "drop"] = "wrap"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_epoch_unless_it_says_otherwise(cls, table: Any) -> Any:
+        if isinstance(table, dict) and not any(table.get(name) is not None for name in _AMOUNTS):
+            return {**table, "epochs": 1}
+        return table
+
     @model_validator(mode="after")
     def _options_of_the_optimizer(self) -> TrainTable:
         if self.optimizer != "sgd" and (self.momentum or self.nesterov):
             raise ValueError(f"momentum and nesterov are options of sgd, the optimizer is {self.optimizer}")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
-        if self.steps is not None and self.samples is not None:
-            raise ValueError("steps and samples are two ways to say how much is trained; give one of them")
+        given = [name for name in _AMOUNTS if getattr(self, name) is not None]
+        if len(given) > 1:
+            *names, last = given
+            count = "two" if len(given) == 2 else "three"
+            raise ValueError(
+                f"{', '.join(names)} and {last} are {count} ways to say how much is trained; give one of them"
+            )
         return self
 
 

@@ -12,12 +12,15 @@ __all__ = ["apply_overrides", "override_variant"]
 
 # A part's options mean nothing to another part: they go when the part is replaced.
 _OPTIONS_OF = {"method": "method_options", "policy": "policy_options", "model": "model_options"}
+# Ways to say one thing: the one that is set takes the place of the others.
+_INSTEAD = ("train.epochs", "train.steps", "train.samples")
 
 
 def apply_overrides(recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe with `overrides` put in; keys are dotted paths, or nested tables, or both.
 
-    An override that replaces the method, policy or model drops the recipe's options for the old one.
+    An override that replaces the method, policy or model drops the recipe's options for the old one; one of
+    train.epochs, train.steps and train.samples drops the recipe's other two.
 
     Raises:
         ConfigError: A path leads through something that is no table; all such paths at once.
@@ -30,19 +33,39 @@ def apply_overrides(recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
     for part, options in _OPTIONS_OF.items():
         if part in settings and settings[part] != merged.get(part):
             merged.pop(options, None)
-    problems = []
-    for path, value in settings.items():
-        *tables, key = path.split(".")
-        target: Any = merged
-        for name in tables:
-            target = target.setdefault(name, {}) if isinstance(target, dict) else None
-        if isinstance(target, dict):
-            target[key] = copy.deepcopy(value)
-        else:
-            problems.append(f"{path} cannot be set: {'.'.join(tables)} is no table")
+    for path in _replaced_by(settings):
+        table, _, key = path.partition(".")
+        if isinstance(merged.get(table), dict):
+            merged[table].pop(key, None)
+    problems = [problem for path, value in settings.items() if (problem := _set(merged, path, value))]
     if problems:
         raise ConfigError(problems)
     return merged
+
+
+def _set(merged: dict[str, Any], path: str, value: Any) -> str | None:
+    """Puts a setting into its table, or says why that cannot be done."""
+    *tables, key = path.split(".")
+    target: Any = merged
+    for depth, name in enumerate(tables, start=1):
+        target = target.setdefault(name, {})
+        if not isinstance(target, dict):
+            above = ".".join(tables[:depth])
+            if isinstance(target, list):
+                return (
+                    f"{path} cannot be set: {above} is a list, and lists are replaced whole; edit the recipe, or give "
+                    f"all of {above}"
+                )
+            return f"{path} cannot be set: {above} is no table"
+    target[key] = copy.deepcopy(value)
+    return None
+
+
+def _replaced_by(settings: Mapping[str, Any]) -> list[str]:
+    """What says the same thing in another way as one of `settings`, and none of them."""
+    if not any(path in settings for path in _INSTEAD):
+        return []
+    return [path for path in _INSTEAD if path not in settings]
 
 
 def override_variant(
@@ -63,7 +86,8 @@ def override_variant(
     for part, options in _OPTIONS_OF.items():
         if part in forced and forced[part] != own.get(part, recipe.get(part)):
             own = {path: value for path, value in own.items() if not _is_below(path, options)}
-    own = {path: value for path, value in own.items() if not any(_is_below(path, above) for above in forced)}
+    beaten = (*forced, *_replaced_by(forced))
+    own = {path: value for path, value in own.items() if not any(_is_below(path, above) for above in beaten)}
     # The recipe has the forced settings already; what the variant's own ones would take away again is said once more.
     replaced = [path for path in own if any(_is_below(each, path) for each in forced)]
     common = {**recipe, **forced}

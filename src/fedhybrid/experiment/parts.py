@@ -21,11 +21,16 @@ __all__ = [
     "evaluation_of",
     "faults_of",
     "fleet_of",
+    "input_files",
     "planning_of",
     "schedule_of",
     "traffic_of",
     "work_of",
 ]
+
+# Made for what training has changed: of whole weights, top-k would set most to zero, and clip would shrink the rest.
+_FOR_DIFFERENCES = ("clip", "error-feedback", "top-k")
+_UP_ONLY = ("delta", *_FOR_DIFFERENCES)
 
 
 def planning_of(planner: PlannerTable) -> PlanOptions:
@@ -46,7 +51,7 @@ def work_of(config: RunConfig) -> LocalWork:
     """How much a client trains."""
     train = config.train
     return LocalWork(
-        epochs=train.epochs,
+        epochs=train.epochs or 1,  # not looked at where there are steps or samples
         batch_size=train.batch_size,
         lr=train.lr,
         last_batch=train.last_batch,
@@ -61,12 +66,22 @@ def schedule_of(config: RunConfig) -> Schedule:
     Raises:
         ConfigError: Options outside their range or that do not go together, or a method that cannot aggregate so.
     """
-    table = config.schedule
-    schedule = Schedule(
-        **table.model_dump(exclude={"in_flight"}),
-        in_flight=config.fleet.clients_per_round if table.in_flight is None else table.in_flight,
-    )
+    table, clients = config.schedule, config.data.clients
+    in_flight = config.fleet.clients_per_round if table.in_flight is None else table.in_flight
+    schedule = Schedule(**table.model_dump(exclude={"in_flight"}), in_flight=in_flight)
     problems = []
+    if not schedule.asynchronous and table.in_flight is not None:
+        problems.append(
+            "schedule.in_flight is for the asynchronous schedule; in synchronous rounds fleet.clients_per_round says "
+            "how many train"
+        )
+    if schedule.asynchronous:
+        counts = (("in_flight", table.in_flight), ("buffer", table.buffer))
+        problems += [
+            f"schedule.{name} must be at most data.clients, which is {clients}, got {count}"
+            for name, count in counts
+            if count is not None and count > clients
+        ]
     if schedule.asynchronous and not lookup("method", METHODS, config.method)(**config.method_options).asynchronous:
         known = ", ".join(sorted(name for name, row in METHODS.items() if _is_asynchronous(row)))
         problems.append(
@@ -88,18 +103,40 @@ def faults_of(config: RunConfig) -> Faults:
     """What goes wrong on purpose.
 
     Raises:
-        ConfigError: Probabilities that are none, or a trace that cannot be read.
+        ConfigError: Probabilities that are none, a trace that cannot be read, or one of clients that there are not.
     """
-    table = config.failures
+    table, clients = config.failures, config.data.clients
     incidents = () if table.trace is None else read_incidents(Path(table.trace))
+    strangers = sorted({incident.client for incident in incidents if incident.client >= clients})
+    if strangers:
+        named = ", ".join(str(client) for client in strangers[:5]) + (", ..." if len(strangers) > 5 else "")
+        raise ConfigError(
+            f"failures.trace: {table.trace} names clients that there are not: {named}; data.clients is {clients}, so "
+            f"they are 0 to {clients - 1}"
+        )
     return Faults(**table.model_dump(exclude={"trace"}), incidents=incidents)
 
 
-def traffic_of(config: RunConfig) -> tuple[Pipeline, Pipeline]:
+def input_files(config: RunConfig) -> dict[str, Path]:
+    """Files that the recipe names and the run depends on, by their settings; device profiles and data are not here."""
+    named = {
+        "failures.trace": config.failures.trace,
+        "fleet.memory.file": (config.fleet.memory or {}).get("file"),
+        "fleet.availability.file": (config.fleet.availability or {}).get("file"),
+    }
+    return {setting: Path(file) for setting, file in named.items() if file is not None}
+
+
+def traffic_of(config: RunConfig, *, differences: bool) -> tuple[Pipeline, Pipeline]:
     """What models and what updates go through: down, then up.
 
+    Args:
+        config: Of the run.
+        differences: Whether the method's updates are differences already (`Method.differences`).
+
     Raises:
-        ConfigError: Transforms that do not exist, have no such options, or do not go together.
+        ConfigError: Transforms that do not exist, have no such options, do not go together, or make no sense of what
+            travels that way.
     """
     problems: list[str] = []
     pipelines = []
@@ -110,10 +147,18 @@ def traffic_of(config: RunConfig) -> tuple[Pipeline, Pipeline]:
             problems += error.problems
     # A client that was not in the last cohort has no model that a difference could be added to, nor an error to feed.
     problems += [
-        f"traffic.down[{number}]: {table['name']!r} needs what the other side has, and on its way down nobody has it"
+        f"traffic.down[{number}]: {table['name']!r} is for updates, and down go whole models, to clients that have "
+        "none yet; take it out (only 'quantise' can stay), or move it to traffic.up"
         for number, table in enumerate(config.traffic.down)
-        if table.get("name") in ("delta", "error-feedback")
+        if table.get("name") in _UP_ONLY
     ]
+    if not differences and not any(table.get("name") == "delta" for table in config.traffic.up):
+        problems += [
+            f"traffic.up[{number}]: {table['name']!r} is for what training has changed, and method {config.method!r} "
+            'sends whole weights; put { name = "delta" } before it'
+            for number, table in enumerate(config.traffic.up)
+            if table.get("name") in _FOR_DIFFERENCES
+        ]
     if problems:
         raise ConfigError(problems)
     return pipelines[0], pipelines[1]

@@ -11,6 +11,7 @@ from fedhybrid.engine import Claim, Progress, Quiet, RunFolder, claim_folders, p
 from fedhybrid.experiment.build import Datasets, build_federation
 from fedhybrid.experiment.check import Recipe, load_config, to_table, variants_of
 from fedhybrid.experiment.parallel import run_side_by_side
+from fedhybrid.experiment.parts import input_files
 from fedhybrid.experiment.result import RunResult, load_run
 
 __all__ = ["run"]
@@ -54,7 +55,12 @@ def run(
     folders = {label: folder / label if label else folder for label in runs}
     whole = [Claim(path=folder, config=to_table(config))] if variants else []
     claims = [
-        Claim(path=folders[label], config=to_table(each), devices=[tier.device for tier in jobs[label].fleet.tiers])
+        Claim(
+            path=folders[label],
+            config=to_table(each),
+            devices=[tier.device for tier in jobs[label].fleet.tiers],
+            files=input_files(each),
+        )
         for label, each in runs.items()
     ]
     claim_folders(whole + claims, resume=resume)

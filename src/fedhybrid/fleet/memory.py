@@ -14,7 +14,14 @@ A trace speaks of a device's memory, a budget of what training may take of it. `
   is hardly ever less than the budget.
 
 At check-in a device promises what its predictor says for the window of time to come. Predictors run once over the
-traces, not over clients: promises of all moments are a table as large as the traces.
+traces, not over clients: promises of all moments are a table as large as the traces. A promise knows the past alone:
+
+- Random traces have a history before time 0, of the same making, which is told to the predictor and cut off: 50
+  windows, or as many as the trace has where these are fewer. A device that is met for the first time knows itself.
+- The traces of a file have none: predictors begin cold.
+
+After its end a trace begins again, and so do its promises: those of the second lap are the first lap's, made from the
+history and the trace's beginning, as if the device's own last lap were forgotten.
 """
 
 from __future__ import annotations
@@ -38,6 +45,7 @@ from fedhybrid.seeds import derive_seed
 
 __all__ = ["CheckedMemory", "FleetMemory", "MemorySpec", "check_memory", "make_memory"]
 
+_HISTORY_WINDOWS = 50  # predictors are judged after 20; more would be paid for by every run
 _MOST_ROWS = 256
 _MOST_SAMPLES = 10**8
 _WHOLE = 2**40  # a share of 1 in the predictor's bytes
@@ -75,6 +83,7 @@ class FleetMemory:
 
     Attributes:
         period_s: Seconds between two samples; one holds until the next.
+        window_s: The time that a promise is made for.
         left: One row a trace, one column a sample: bytes (int64), or shares (float32) of a client's unit.
         promised: The same, of promises that are made during that sample.
         unit_bytes: By tier: what a share of 1 is; None where it is the client's budget, or where rows hold bytes.
@@ -83,6 +92,7 @@ class FleetMemory:
     """
 
     period_s: float
+    window_s: float
     left: NDArray[np.float32] | IntArray
     promised: NDArray[np.float32] | IntArray
     unit_bytes: IntArray | None
@@ -92,6 +102,14 @@ class FleetMemory:
     def promise(self, clients: IntArray, now_s: float, *, budget_bytes: IntArray) -> IntArray:
         """Bytes that clients with these budgets promise when they check in at `now_s`."""
         return self._read(self.promised, clients, self._first(clients, now_s), budget_bytes)
+
+    def window(self, now_s: float) -> int:
+        """The number of the window of the run that `now_s` lies in, from 0 on."""
+        return int(sample_at(now_s, self.window_s))
+
+    def next_window_s(self, now_s: float) -> float:
+        """When the next window of the run begins: the time to see whether there is more memory by then."""
+        return (self.window(now_s) + 1) * self.window_s
 
     def left_bytes(self, client: int, now_s: float, *, budget_bytes: int) -> int:
         """Bytes that one client can give at `now_s`."""
@@ -208,21 +226,39 @@ def make_memory(plan: CheckedMemory, tier: NDArray[np.int16], memory_bytes: Sequ
     """
     spec, traces = plan.spec, plan.traces
     period_s = plan.trace.period_s if traces is None else traces.period_s
-    free = free_ratios(plan.trace, plan.rows, seed=seed) if traces is None else traces.available_bytes
+    history = 0
+    free: NDArray[Any]
+    if traces is None:
+        history = _history_samples(plan)
+        free = free_ratios(plan.trace, plan.rows, seed=seed, history_samples=history)
+    else:
+        free = traces.available_bytes
     in_bytes = traces is not None and spec.scale == "bytes"
     if spec.scale == "budget":
-        free = free / free.max(axis=1, keepdims=True)
-    left: NDArray[Any] = np.ascontiguousarray(free if in_bytes else free.astype(np.float32))
-    told = left if in_bytes else (left.astype(np.float64) * _WHOLE).astype(np.int64)
+        # More than the budget was never to be had, also not before time 0.
+        free = np.minimum(free / free[:, history:].max(axis=1, keepdims=True), 1.0)
+    known: NDArray[Any] = free if in_bytes else free.astype(np.float32)
+    told: IntArray = known if in_bytes else (known.astype(np.float64) * _WHOLE).astype(np.int64)
     promised: NDArray[Any] = promises_at_samples(
-        plan.predictor, MemoryTraces(period_s=period_s, available_bytes=told), window_s=spec.window_s
+        plan.predictor,
+        MemoryTraces(period_s=period_s, available_bytes=told),
+        window_s=spec.window_s,
+        history_samples=history,
     )
     by_device = traces is None and spec.scale == "bytes"
     return FleetMemory(
         period_s=period_s,
-        left=left,
+        window_s=spec.window_s,
+        left=np.ascontiguousarray(known[:, history:]),
         promised=promised if in_bytes else (promised / _WHOLE).astype(np.float32),
         unit_bytes=np.array(memory_bytes, dtype=np.int64) if by_device else None,
         tier=tier,
         offset_key=derive_seed(seed, purpose="memory offset") if traces is None else None,
     )
+
+
+def _history_samples(plan: CheckedMemory) -> int:
+    """Whole windows before time 0, in samples."""
+    trace = plan.trace
+    samples = window_samples(plan.spec.window_s, period_s=trace.period_s, duration_s=trace.duration_s)
+    return samples * min(_HISTORY_WINDOWS, int(trace.duration_s / plan.spec.window_s + 1e-6))

@@ -70,27 +70,35 @@ def replay(predictor: Predictor, traces: MemoryTraces, *, window_s: float) -> Re
     return Replay(promised_bytes=np.array(promised).T, lowest_bytes=shaped.min(axis=2))
 
 
-def promises_at_samples(predictor: Predictor, traces: MemoryTraces, *, window_s: float) -> IntArray:
-    """What would be promised for a window that begins at each sample; shaped as `traces.available_bytes`.
+def promises_at_samples(
+    predictor: Predictor, traces: MemoryTraces, *, window_s: float, history_samples: int = 0
+) -> IntArray:
+    """What would be promised for a window that begins at each sample, from nothing but what was before.
 
-    The predictor is told two passes through the traces, which repeat without end, and what it promises in the second
-    counts: it knows the device then. It learns from windows that follow each other, also across the traces' end; a
-    promise at a sample has seen that sample, and the windows that ended before.
+    The predictor is told the traces once, from their first sample on, in windows that follow each other. A promise at a
+    sample has seen that sample, and the windows that ended before; without any history the first ones are cold.
+
+    Args:
+        predictor: Whose promises.
+        traces: What is available.
+        window_s: Of a promise.
+        history_samples: The first so many samples are told, and no promises are asked for at them.
+
+    Returns:
+        Bytes: one row a device, one column for each sample after the history.
 
     Raises:
         ConfigError: As `replay`.
     """
     samples = window_samples(window_s, period_s=traces.period_s, duration_s=traces.duration_s)
-    columns = traces.available_bytes.shape[1]
-    promised = np.empty_like(traces.available_bytes)
+    promised = np.empty_like(traces.available_bytes[:, history_samples:])
     state = predictor.init(len(traces))
-    for told in range(2 * columns):
-        column = told % columns
-        state = predictor.observe(state, traces.available_bytes[:, column].astype(np.float64))
+    for told in range(traces.available_bytes.shape[1]):
+        state = predictor.observe(state, traces.available_bytes[:, told].astype(np.float64))
         if (told + 1) % samples == 0:
             state = predictor.close_window(state)
-        if told >= columns:
-            promised[:, column] = predictor.predict(state)
+        if told >= history_samples:
+            promised[:, told - history_samples] = predictor.predict(state)
     return promised
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,19 +134,28 @@ def make_traces(spec: TraceSpec, memory_bytes: IntArray, *, seed: int) -> Memory
     return MemoryTraces(period_s=spec.period_s, available_bytes=available)
 
 
-def free_ratios(spec: TraceSpec, rows: int, *, seed: int) -> FloatArray:
+def free_ratios(spec: TraceSpec, rows: int, *, seed: int, history_samples: int = 0) -> FloatArray:
     """The share of all memory that is free on each of `rows` devices, one column a sample; see `make_traces`.
+
+    Args:
+        spec: What they look like.
+        rows: How many.
+        seed: The run's.
+        history_samples: So many more columns come first: what happened on the devices before time 0.
 
     Raises:
         ConfigError: As `make_traces`.
     """
     if problems := spec.problems():
         raise ConfigError(problems)
+    columns = history_samples + _samples(spec)
+    if history_samples:
+        spec = replace(spec, duration_s=(columns + 0.5) * spec.period_s)  # half a sample more, against rounding
     each = [
         _free_ratio(spec, np.random.default_rng(derive_seed(seed, purpose="memory trace", client=number)))
         for number in range(rows)
     ]
-    return np.array(each).reshape(rows, _samples(spec))
+    return np.array(each).reshape(rows, columns)
 
 
 def sample_at(time_s: float | FloatArray, period_s: float) -> IntArray:

@@ -4,7 +4,8 @@ Source: C. Xie, S. Koyejo, I. Gupta, "Asynchronous Federated Optimization", OPT 
 https://arxiv.org/abs/1903.03934
 Follows: Algorithm 1, x_t = (1 - a_t) x_(t-1) + a_t x_new with a_t = mixing * s(t - tau), its three functions s
 (constant, polynomial, hinge), and its regularised local objective with weight `mu` (the paper's rho; 0 leaves it out).
-Differs: the paper's server asks clients at random intervals; here the schedule keeps so many at work (`[schedule]`).
+Differs: an update that nothing overtook has staleness 0 and weight `mixing` here; in the paper's count t - tau is 1 for
+it. The paper's server asks clients at random intervals; here the schedule keeps so many at work (`[schedule]`).
 Several updates of one aggregation (`schedule.buffer` above 1) are mixed in one after the other.
 """
 

@@ -4,7 +4,10 @@ Source: J. Nguyen, K. Malik, H. Zhan, A. Yousefpour, M. Rabbat, M. Malek, D. Hub
 Asynchronous Aggregation", AISTATS 2022, https://arxiv.org/abs/2106.06639
 Follows: Algorithm 1: a client sends the difference to the model that it received; after K of them (`schedule.buffer`)
 the server adds `server_lr` times their sum over K, each scaled by 1 / sqrt(1 + staleness) (its section 5).
-Differs: no secure aggregation and no noise; buffers of the model (statistics of batch norm) move like parameters.
+Differs: no secure aggregation and no noise; of an element that a client does not send, the difference counts as 0.
+Buffers of the model (statistics of batch norm), which the paper does not have, are sent as they are, and the server
+moves towards their mean by `server_lr` times the mean scale, at most all the way: differences of a variance, added up,
+may leave less than nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from fedhybrid.methods.averaging import AbstractFederated
 from fedhybrid.methods.local import train_locally
 from fedhybrid.protocols import ClientRuntime, Optimizer, ServerState
 from fedhybrid.records import ClientTask, Update
+from fedhybrid.tree import Tensors
 from fedhybrid.updates import average_present
 
 __all__ = ["FedBuff"]
@@ -65,19 +69,40 @@ class FedBuff(AbstractFederated):
     def train(self, task: ClientTask, client: ClientRuntime) -> Update:
         """Local epochs of ordinary training, and what they have changed."""
         update = train_locally(task, client)
-        return replace(update, weights={name: after - task.weights[name] for name, after in update.weights.items()})
+        changed = {
+            name: after if name in client.buffers else after - task.weights[name]
+            for name, after in update.weights.items()
+        }
+        return replace(update, weights=changed)
 
     def aggregate(self, server: ServerState, updates: Sequence[Update]) -> ServerState:
         """The global model plus the scaled mean difference."""
         ages = [server.version - update.round_index for update in updates]
         scales = [1.0 / math.sqrt(1.0 + age) if self.scaled else 1.0 for age in ages]
-        still = {name: torch.zeros_like(tensor) for name, tensor in server.weights.items()}
-        mean = average_present(still, [u.weights for u in updates], scales, [u.masks for u in updates])
         step = self.server_lr * sum(scales) / len(scales)  # the paper divides by the number, not by the scales
-        return ServerState(
-            weights={name: _moved(tensor, mean[name], step) for name, tensor in server.weights.items()},
-            extra=server.extra,
-        )
+        still = {
+            name: tensor if name in server.buffers else torch.zeros_like(tensor)
+            for name, tensor in server.weights.items()
+        }
+        mean = average_present(still, [_filled(update, still) for update in updates], scales, [{}] * len(updates))
+        weights = {
+            name: _mixed(tensor, mean[name], min(step, 1.0))
+            if name in server.buffers
+            else _moved(tensor, mean[name], step)
+            for name, tensor in server.weights.items()
+        }
+        return ServerState(weights=weights, extra=server.extra)
+
+
+def _filled(update: Update, still: Tensors) -> Tensors:
+    """The update as if all were sent: nothing changes where nothing was."""
+    whole = {**still, **update.weights}
+    return whole | {name: torch.where(mask, whole[name], still[name]) for name, mask in update.masks.items()}
+
+
+def _mixed(tensor: torch.Tensor, towards: torch.Tensor, share: float) -> torch.Tensor:
+    """Between the two; 1 is all the way."""
+    return average_present({"": tensor}, [{"": tensor}, {"": towards}], [1.0 - share, share], [{}, {}])[""]
 
 
 def _moved(tensor: torch.Tensor, by: torch.Tensor, step: float) -> torch.Tensor:

@@ -174,10 +174,30 @@ def _why_untrained(run: RunRecords) -> str:
     if tasks := training_tasks(run):
         reasons = ", ".join(f"{count:,} {words(kind)}" for kind, count in failure_counts(run).most_common())
         first = next((task.detail for task in tasks if task.detail), "")
-        return f"all {len(tasks):,} tasks failed ({reasons}{'; the first: ' + first if first else ''})"
-    budgets = [tier.budget_bytes for tier in tiers_of(run).values() if tier.budget_bytes is not None]
+        promise = ""
+        if _budgets_move(run) and any(task.outcome == "out_of_memory" and not task.steps for task in tasks):
+            largest = max(task.budget_bytes for task in tasks)
+            promise = f"; devices promise what other apps leave of their budgets, {mib(largest, 2)} at most"
+        return f"all {len(tasks):,} tasks failed ({reasons}{'; the first: ' + first if first else ''}{promise})"
+    if _budgets_move(run):
+        return f"no device took part, as no device promised enough memory for a training step{_figures(run)}"
+    return f"no device took part, as no budget holds a training step{_figures(run)}"
+
+
+def _budgets_move(run: RunRecords) -> bool:
+    return "memory" in run.config.get("fleet", {})
+
+
+def _figures(run: RunRecords) -> str:
+    """The largest promise or, where no task tells one, the largest budget, beside what a step needs."""
     step = step_bytes(run)
-    figures = ""
-    if budgets and step:
-        figures = f" (the largest budget is {mib(max(budgets), 2)}, PyTorch's own step needs {mib(step[1], 2)})"
-    return f"no device took part, as no budget holds a training step{figures}"
+    budgets = [tier.budget_bytes for tier in tiers_of(run).values() if tier.budget_bytes is not None]
+    promises = [task.budget_bytes for task in run.clients] if _budgets_move(run) else []
+    if step is None or not budgets:
+        return ""
+    largest = f"budget is {mib(max(budgets), 2)}"
+    if promises:
+        largest = f"promise was {mib(max(promises), 2)}"
+    elif _budgets_move(run):
+        largest += ", of which other apps take a part"
+    return f" (the largest {largest}; PyTorch's own step needs {mib(step[1], 2)})"

@@ -13,9 +13,9 @@ from fedhybrid.updates.base import Context, Form, Piece, Pieces, Transform
 from fedhybrid.updates.clip import Clip
 from fedhybrid.updates.delta import Delta
 from fedhybrid.updates.error_feedback import ErrorFeedback
-from fedhybrid.updates.memory import STATE_PREFIX
 from fedhybrid.updates.pipeline import Pipeline, Received, Sent, exact_bytes, order_problems
 from fedhybrid.updates.quantise import Quantise
+from fedhybrid.updates.residue import STATE_PREFIX
 from fedhybrid.updates.top_k import TopK
 
 __all__ = [

@@ -17,7 +17,7 @@ from fedhybrid.updates import wire
 from fedhybrid.updates.aggregate import check_update
 from fedhybrid.updates.base import Context, Pieces, Transform
 from fedhybrid.updates.lanes import Lanes, forms_of, places_in
-from fedhybrid.updates.memory import STATE_PREFIX, after_sending, kept_errors
+from fedhybrid.updates.residue import STATE_PREFIX, after_sending, kept_errors
 
 __all__ = ["Pipeline", "Received", "Sent", "exact_bytes", "order_problems"]
 
