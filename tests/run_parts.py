@@ -141,10 +141,11 @@ def assert_books_balance(result: RunResult) -> None:
             assert getattr(record, name) == sum(getattr(task, name) for task in tasks), name
     for name in ("bytes_up", "bytes_down", "violations"):
         assert getattr(summary, name) == sum(getattr(record, name) for record in result.rounds), name
-    outcomes = Counter(task.outcome for task in result.clients)
+    outcomes = Counter(task.outcome for task in trained(result.clients))
     completed = outcomes.pop("completed", 0)
     assert summary.failures == outcomes
-    assert completed + outcomes.total() == len(result.clients)
+    assert completed + outcomes.total() == len(trained(result.clients))
+    assert sum(summary.failures.values()) == sum(record.failed for record in result.rounds)
     table = summary.participation.values()
     assert sum(row["tasks"] for row in table) == sum(record.completed for record in result.rounds)
     assert sum(row["failed"] for row in table) == sum(record.failed for record in result.rounds)

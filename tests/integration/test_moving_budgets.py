@@ -112,7 +112,7 @@ def replayed(world: World, task: ClientRecord) -> Replayed:
         falls = []
         while sample * memory.period_s < end_s:
             at_s = sample * memory.period_s
-            falls.append(memory.left_bytes(task.client, at_s, budget_bytes=most_bytes) < program.peak_bytes)
+            falls.append(memory.left_bytes(task.client, at_s, budget_bytes=most_bytes) < book.needed_bytes(running))
             sample += 1
         violations += any(falls)
         now_s = end_s

@@ -17,10 +17,8 @@ from fedhybrid.experiment.check import to_table, variants_of
 from fedhybrid.experiment.config import RunConfig, TrainTable
 from fedhybrid.experiment.overrides import apply_overrides
 from fedhybrid.experiment.parts import input_files
-from fedhybrid.updates import TRANSFORMS
 
 ROOT = Path(__file__).parents[2]
-OPTIONS: dict[str, dict[str, Any]] = {"clip": {"max_norm": 1.0}, "top-k": {"ratio": 0.1}, "quantise": {"bits": 8}}
 
 
 def problems_of(raw: Any, **overrides: Any) -> list[str]:
@@ -184,39 +182,6 @@ class TestProblems:
         )[0]  # fmt: skip
 
 
-class TestTraffic:
-    @pytest.mark.parametrize("name", TRANSFORMS)
-    def test_each_transform_on_its_way(self, name: str) -> None:
-        """Whole weights can only be quantised; of differences all can be made smaller."""
-        table, after = {"name": name, **OPTIONS.get(name, {})}, {"name": "quantise", "bits": 8}
-        chain = [table, after] if TRANSFORMS[name].remembers else [table]
-        if name == "quantise":
-            load_config(recipe(traffic={"down": chain, "up": chain}))
-            return
-        (problem,) = problems_of(recipe(traffic={"down": chain}))
-        assert problem.startswith(f"traffic.down[0]: {name!r} is for updates")
-        if name == "delta":
-            load_config(recipe(traffic={"up": chain}))
-            return
-        (problem,) = problems_of(recipe(traffic={"up": chain}))
-        assert problem.startswith(f"traffic.up[0]: {name!r} is for what training has changed, and method 'fedhybrid'")
-        assert problem.endswith('put { name = "delta" } before it')
-        load_config(recipe(traffic={"up": [{"name": "delta"}, *chain]}))
-        late = {"method": "fedbuff", "policy": "uniform", "schedule": {"kind": "asynchronous"}}
-        build_federation(load_config(recipe(**late, traffic={"up": chain})))
-
-    def test_a_delta_that_comes_too_late_is_said_once(self) -> None:
-        up = [{"name": "quantise", "bits": 8}, {"name": "top-k", "ratio": 0.1}, {"name": "delta"}]
-        assert [problem.split(" ")[0] for problem in problems_of(recipe(traffic={"up": up}))] == [
-            "traffic.up[1]:", "traffic.up[2]:",
-        ]  # fmt: skip
-
-    def test_nothing_of_differences_where_the_method_is_unknown(self) -> None:
-        found = problems_of(recipe(method="fedhibrid", traffic={"up": [{"name": "top-k", "ratio": 0.1}]}))
-        assert len(found) == 1
-        assert found[0].startswith("unknown method")
-
-
 class TestOverrides:
     def test_reach_into_tables_and_make_them(self) -> None:
         merged = apply_overrides({"train": {"lr": 0.1, "epochs": 2}}, {"train.lr": 0.2, "data.alpha": 1.0, "seed": 3})
@@ -339,8 +304,10 @@ class TestResolved:
         assert input_files(load_config(recipe())) == {}
         monkeypatch.chdir(tmp_path)
         Path("f.csv").write_text("client,from_s,to_s,kind\n0,0,1,crash\n")
+        Path("m.csv").write_text("time_s,available\n0,900 MiB\n5,1 GB\n")
+        Path("a.csv").write_text("client,start_s,end_s\n0,0,5\n")
         fleet = recipe()["fleet"] | {
-            "memory": {"file": "m.csv"},
+            "memory": {"file": "m.csv", "window_s": 2.0},
             "availability": {"kind": "file", "file": "a.csv"},
         }
         assert input_files(load_config(recipe(fleet=fleet, failures={"trace": "f.csv"}))) == {

@@ -252,7 +252,7 @@ def test_promises_that_are_too_small_are_explained(tmp_path: Path) -> None:
     )
     tests = dataclasses.replace(refused, kind="evaluate", budget_bytes=2**20)
     for tasks, expected in (
-        ([refused, tests], "(1 out of memory; devices promise what other apps leave of their budgets, 3.00 MiB at most), "),
+        ([refused, tests], "; devices promise what other apps leave of their budgets, 3.00 MiB at most), so the model"),
         ([tests], "no device promised enough memory for a training step (the largest promise was 1.00 MiB; PyTorch's"),
     ):  # fmt: skip
         (folder / "clients.jsonl").unlink(missing_ok=True)

@@ -37,7 +37,8 @@ def play_merge(
 
     A client may refuse its task: less memory than any plan needs, before the first step. With moving budgets that is
     no reason to ask the next one at once, again and again: after as many refusals in a row as tasks may be under way,
-    the server asks nobody until the next window of time (`fleet.memory.window_s`) begins.
+    the server asks nobody until the next window of time (`fleet.memory.window_s`) begins. It asks again then, and waits
+    again at the first refusal, until an update or another failure ends the row.
     """
     desk = Dispatcher(job=job, world=world, round_index=round_index, on_task=on_task)
     if round_index == 0:
