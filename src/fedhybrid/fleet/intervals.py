@@ -98,7 +98,7 @@ def load_intervals(path: Path) -> OnlineIntervals:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+        raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     reader = csv.reader(io.StringIO(text), skipinitialspace=True)
     header = [name.strip() for name in next(reader, [])]
     if header != ["client", "start_s", "end_s"]:

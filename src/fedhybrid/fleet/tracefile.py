@@ -53,7 +53,9 @@ def load_traces(path: Path, *, period_s: float = 1.0) -> MemoryTraces:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"memory traces {path} cannot be read: {error}") from error
+        raise ConfigError(
+            f"memory traces {path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
     if not (math.isfinite(period_s) and period_s > 0):
         raise ConfigError(f"memory traces {path}: period_s must be a positive number, got {period_s}")
     problems: list[str] = []
