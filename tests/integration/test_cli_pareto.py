@@ -123,6 +123,6 @@ class TestRefusal:
         assert_refused(fedhybrid("pareto", *SMALL, *arguments), expected)
 
     def test_all_problems_at_once(self) -> None:
-        arguments = ("resnet81", "--batch", "0", "--input", "3x32", "--budgets", "-1%")
+        arguments = ("resnet81", "--batch", "0", "--input", "3x0x32", "--budgets", "-1%")
         ran = fedhybrid("pareto", *arguments)
-        assert_refused(ran, "--batch must be", "3x32", "resnet18", "-1%")
+        assert_refused(ran, "--batch must be", "3x0x32", "resnet18", "-1%")

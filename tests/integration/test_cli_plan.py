@@ -152,9 +152,9 @@ class TestRefusal:
 
     def test_all_problems_at_once(self) -> None:
         ran = fedhybrid(
-            "plan", "resnet81", "width", "--batch", "0", "--input", "3x32", "--budget", "-1 MiB", "--optimizer", "sdg"
+            "plan", "resnet81", "width", "--batch", "0", "--input", "3x0x32", "--budget", "-1 MiB", "--optimizer", "sdg"
         )
-        assert_refused(ran, "--batch must be", "'width' is no key=value", "3x32", "-1 MiB", "resnet18", "'sgd'")
+        assert_refused(ran, "--batch must be", "'width' is no key=value", "3x0x32", "-1 MiB", "resnet18", "'sgd'")
         assert len(ran.errors) == 6
 
     def test_plan_for_another_graph(self, tmp_path: Path) -> None:
