@@ -17,7 +17,6 @@ __all__ = ["PlannerTable", "RunConfig", "TierTable", "TrainTable"]
 _Count = Annotated[int, Field(ge=1)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-_Share = Annotated[float, Field(ge=0, le=1)]
 _Options = dict[str, Any]
 _AMOUNTS = ("epochs", "steps", "samples")
 
@@ -130,12 +129,12 @@ class ScheduleTable(_Table):
 class FailuresTable(_Table):
     """Probabilities that a task ends in each kind of failure; `trace` is a file of failures by client and time."""
 
-    crash: _Share = 0.0
-    time_out: _Share = 0.0
-    disconnected: _Share = 0.0
-    out_of_memory: _Share = 0.0
-    corrupt: _Share = 0.0
-    non_finite: _Share = 0.0
+    crash: float = 0.0
+    time_out: float = 0.0
+    disconnected: float = 0.0
+    out_of_memory: float = 0.0
+    corrupt: float = 0.0
+    non_finite: float = 0.0
     trace: str | None = None
 
 
