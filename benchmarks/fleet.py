@@ -19,11 +19,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from showing import machine, note_name, write_note
+
+from fedhybrid.engine import Quiet, RunFolder, run_federation
+from fedhybrid.engine.checkpoint import Checkpoint
+from fedhybrid.engine.dispatch import choose
+from fedhybrid.engine.world import assemble
+from fedhybrid.experiment import build_federation, load_config
+from fedhybrid.selection import POLICIES
 
 KIB = 1024
 SELECTED = 1000
@@ -116,15 +124,6 @@ def _recipe(size: int, rounds: int, cohort: int) -> dict[str, Any]:
 
 def _measured(size: int, rounds: int, cohort: int) -> dict[str, Any]:
     """Everything about one size, in this process."""
-    from dataclasses import replace  # noqa: PLC0415
-
-    from fedhybrid.engine import Quiet, RunFolder, run_federation  # noqa: PLC0415 - the child alone needs them
-    from fedhybrid.engine.checkpoint import Checkpoint  # noqa: PLC0415
-    from fedhybrid.engine.dispatch import choose  # noqa: PLC0415
-    from fedhybrid.engine.world import assemble  # noqa: PLC0415
-    from fedhybrid.experiment import build_federation, load_config  # noqa: PLC0415
-    from fedhybrid.selection import POLICIES  # noqa: PLC0415
-
     torch.set_num_threads(1)
     config = load_config(_recipe(size, rounds, cohort))
     before_bytes = _largest_bytes()
