@@ -37,6 +37,7 @@ class Evaluator:
     def __init__(self, model: nn.Module, split: Split) -> None:
         self._model, self._split = copy.deepcopy(model).eval(), split
         self._tensors = tensors_of(self._model)
+        self._last: tuple[Tensors, Tensor, Tensor] | None = None
 
     def load(self, weights: Tensors) -> None:
         """What the next answers come from."""
@@ -44,10 +45,16 @@ class Evaluator:
 
     def score(self, weights: Tensors) -> Score:
         """Accuracy and loss of `weights` on the whole split."""
-        self.load(weights)
-        correct, losses = self.answers(torch.arange(len(self._split)), _BATCH)
+        correct, losses = self.whole(weights)
         loss = float(losses.sum()) / len(losses)
         return Score(accuracy=int(correct.sum()) / len(correct), loss=loss if math.isfinite(loss) else None)
+
+    def whole(self, weights: Tensors) -> tuple[Tensor, Tensor]:
+        """`answers` of `weights` for the whole split; asked again for the same dictionary, they are not made again."""
+        if self._last is None or self._last[0] is not weights:
+            self.load(weights)
+            self._last = (weights, *self.answers(torch.arange(len(self._split)), _BATCH))
+        return self._last[1:]
 
     def answers(self, samples: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
         """Whether each of these samples is answered correctly (bool), and its cross entropy (float64)."""

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from fedhybrid.data import Dataset, Shards
 from fedhybrid.engine.evaluate import Evaluator
@@ -17,7 +16,6 @@ from fedhybrid.tree import Tensors
 
 __all__ = ["Fairness", "fairness_of", "own_accuracies"]
 
-_BATCH = 256
 _MOST_CLIENTS = 10_000  # of a larger fleet so many are drawn: their mean is then known to half a per cent
 
 
@@ -54,8 +52,7 @@ def fairness_of(
     if len(chosen) > _MOST_CLIENTS:
         rng = np.random.default_rng(derive_seed(seed, purpose="fairness"))
         chosen = np.sort(rng.choice(len(chosen), _MOST_CLIENTS, replace=False))
-    evaluator.load(weights)
-    correct, _ = evaluator.answers(torch.arange(len(dataset.test)), _BATCH)
+    correct, _ = evaluator.whole(weights)
     accuracy = own_accuracies(correct.numpy(), dataset, shards, chosen, natural=natural)
     known = ~np.isnan(accuracy)
     chosen, accuracy = chosen[known], accuracy[known]
