@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Tensors", "average", "detached_copy", "load_into", "tensors_of", "total_bytes"]
+__all__ = ["Tensors", "average", "buffers_of", "detached_copy", "load_into", "tensors_of", "total_bytes"]
 
 Tensors = dict[str, Tensor]
 
@@ -18,6 +18,11 @@ def tensors_of(model: nn.Module) -> Tensors:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         found[name] = tensor.detach()
     return found
+
+
+def buffers_of(model: nn.Module) -> frozenset[str]:
+    """Names of those among them that no gradient changes."""
+    return frozenset(name for name, _ in model.named_buffers())
 
 
 def detached_copy(tensors: Mapping[str, Tensor]) -> Tensors:

@@ -5,6 +5,7 @@ The form is safetensors; the header travels in its metadata. A tensor that stand
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +17,24 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fedhybrid.errors import ConfigError
+from fedhybrid.records import ClientTask, LocalWork
 from fedhybrid.tree import Tensors
 
-__all__ = ["in_own_memory", "pack_bundle", "read_bundle", "unpack_bundle"]
+__all__ = ["in_own_memory", "pack_bundle", "read_bundle", "task_as_json", "task_from_json", "unpack_bundle"]
 
 _KEY = "fedhybrid"  # one key only: safetensors keeps several in no fixed order
 _PREFIX_BYTES = 8
+
+
+def task_as_json(task: ClientTask) -> dict[str, Any]:
+    """All of a task but its weights, as a header holds it."""
+    told = {f.name: getattr(task, f.name) for f in dataclasses.fields(task) if f.name != "weights"}
+    return told | {"work": dataclasses.asdict(task.work)}
+
+
+def task_from_json(told: Mapping[str, Any], weights: Tensors) -> ClientTask:
+    """The task again, with these weights."""
+    return ClientTask(**{**told, "work": LocalWork(**told["work"]), "weights": weights})
 
 
 def pack_bundle(header: Mapping[str, Any], groups: Mapping[str, Tensors], *, allow_nan: bool = False) -> bytes:

@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedhybrid.engine.bundle import pack_bundle, read_bundle
+from fedhybrid.engine.bundle import pack_bundle, read_bundle, task_as_json, task_from_json
 from fedhybrid.engine.driver import PendingTask
 from fedhybrid.engine.files import write_atomically
 from fedhybrid.errors import ConfigError
 from fedhybrid.protocols import PolicyState, ServerState
-from fedhybrid.records import ClientTask, LocalWork
 from fedhybrid.tree import Tensors
 
 __all__ = ["Checkpoint", "read_checkpoint", "write_checkpoint"]
@@ -64,9 +63,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     for each in checkpoint.pending:
         model = models.setdefault(id(each.task.weights), f"{_MODEL}{len(models)}")
         groups[model] = each.task.weights
-        task = {f.name: getattr(each.task, f.name) for f in dataclasses.fields(each.task) if f.name != "weights"}
-        task["work"] = dataclasses.asdict(each.task.work)
-        pending.append({"ticket": each.ticket, "start_s": each.start_s, "model": model, "task": task})
+        told = task_as_json(each.task)
+        pending.append({"ticket": each.ticket, "start_s": each.start_s, "model": model, "task": told})
     header = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint) if f.name not in _APART}
     header |= {"pending": pending, "version": checkpoint.server.version}
     write_atomically(path, pack_bundle(header, groups))
@@ -91,7 +89,5 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _pending(stored: Mapping[str, Any], groups: Mapping[str, Tensors]) -> PendingTask:
-    raw = stored["task"]
-    work, weights = LocalWork(**raw["work"]), groups[stored["model"]]
-    task = ClientTask(**{**raw, "work": work, "weights": weights})
+    task = task_from_json(stored["task"], groups[stored["model"]])
     return PendingTask(ticket=stored["ticket"], start_s=stored["start_s"], task=task)

@@ -14,14 +14,14 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, final
 
 import torch
 
-from fedhybrid.engine.bundle import pack_bundle, unpack_bundle
+from fedhybrid.engine.bundle import pack_bundle, task_as_json, task_from_json, unpack_bundle
 from fedhybrid.engine.labour import Job, do_job
 from fedhybrid.engine.plans import PlanBook
 from fedhybrid.engine.runtime import Workbench
@@ -30,7 +30,7 @@ from fedhybrid.engine.walk import Leg
 from fedhybrid.errors import ConfigError
 from fedhybrid.planner import Plan
 from fedhybrid.protocols import Method
-from fedhybrid.records import ClientTask, LocalWork, Update
+from fedhybrid.records import Update
 from fedhybrid.tree import Tensors
 
 __all__ = ["Crew"]
@@ -127,8 +127,7 @@ class Crew:
         if not same:
             groups["model"] = job.task.weights
         header = {
-            "task": {f.name: getattr(job.task, f.name) for f in fields(job.task) if f.name not in ("weights", "work")},
-            "work": asdict(job.task.work),
+            "task": task_as_json(job.task),
             "device": job.device,
             "legs": [[leg.plan, leg.steps] for leg in job.legs],
             "evaluation_batch": job.evaluation_batch,
@@ -185,7 +184,7 @@ def _serve(pipe: Connection, others: list[Connection], do: Callable[[Job], Deliv
 
 def _answer(header: dict[str, Any], groups: dict[str, Tensors], model: Tensors, do: Callable[[Job], Delivery]) -> bytes:
     job = Job(
-        task=ClientTask(**header["task"], work=LocalWork(**header["work"]), weights=model),
+        task=task_from_json(header["task"], model),
         device=header["device"],
         legs=tuple(Leg(plan=plan, steps=steps) for plan, steps in header["legs"]),
         shard=groups["shard"][""].numpy(),

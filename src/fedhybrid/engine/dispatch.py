@@ -139,7 +139,6 @@ class Dispatcher:
 def outcome_of(world: World, event: TaskEvent, selection: int) -> Outcome:
     """What the policy learns of a task's end."""
     result = event.result
-    completed = isinstance(result, Update)
     seen = result.samples_seen if isinstance(result, Update) else 0
     return Outcome(
         client=result.client,
@@ -147,7 +146,7 @@ def outcome_of(world: World, event: TaskEvent, selection: int) -> Outcome:
         squared_loss_mean=result.squared_loss_sum / seen if isinstance(result, Update) and seen else None,
         num_samples=world.num_samples(result.client),
         duration_s=event.duration_s,
-        kind=COMPLETED if completed else _kind_of(event),
+        kind=_kind_of(event),
     )
 
 

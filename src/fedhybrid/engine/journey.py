@@ -68,7 +68,7 @@ class JourneyPlanner:
 
     def device(self, client: int) -> DeviceProfile:
         """The client's profile."""
-        return self._fleet.tiers[int(self._fleet.tier[client])].device
+        return self._fleet.tier_of(client).device
 
     def recall(self, given: ClientTask, start_s: float) -> None:
         """Makes the plan known that a task was given before a stop: a plan book begins empty, its files are there."""

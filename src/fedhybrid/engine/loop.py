@@ -21,7 +21,7 @@ from fedhybrid.engine.runtime import one_thread
 from fedhybrid.engine.summary import summarise
 from fedhybrid.engine.world import World, assemble
 from fedhybrid.records import Summary
-from fedhybrid.tree import tensors_of
+from fedhybrid.tree import buffers_of, tensors_of
 
 __all__ = ["run_federation"]
 
@@ -49,8 +49,7 @@ def run_federation(
     began_s = time.perf_counter()
     with one_thread(), folder.locked():
         state = folder.restore() or _start(job)
-        buffers = frozenset(name for name, _ in job.model.named_buffers())
-        state = replace(state, server=replace(state.server, buffers=buffers))
+        state = replace(state, server=replace(state.server, buffers=buffers_of(job.model)))
         wall_before_s = state.wall_time_s
 
         def wall_time_s() -> float:

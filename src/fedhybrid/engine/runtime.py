@@ -25,7 +25,7 @@ from fedhybrid.planner import Plan
 from fedhybrid.protocols import Method
 from fedhybrid.records import ClientTask, IntArray, LocalWork, Update
 from fedhybrid.seeds import derive_seed
-from fedhybrid.tree import Tensors, detached_copy, load_into, tensors_of
+from fedhybrid.tree import Tensors, buffers_of, detached_copy, load_into, tensors_of
 
 __all__ = ["LocalClient", "Stretch", "Workbench", "classification_loss", "one_thread", "steps_of"]
 
@@ -87,7 +87,7 @@ class Workbench:
     @cached_property
     def buffers(self) -> frozenset[str]:
         """Names of the tensors that no gradient changes."""
-        return frozenset(name for name, _ in self.model.named_buffers())
+        return buffers_of(self.model)
 
     @cached_property
     def evaluator(self) -> Evaluator:

@@ -59,7 +59,7 @@ class World:
 
     def tier(self, client: int) -> Tier:
         """The client's tier."""
-        return self.job.fleet.tiers[int(self.job.fleet.tier[client])]
+        return self.job.fleet.tier_of(client)
 
     def device(self, client: int) -> DeviceProfile:
         """The client's profile."""

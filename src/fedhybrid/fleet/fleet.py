@@ -42,6 +42,10 @@ class Fleet:
     def __len__(self) -> int:
         return len(self.tier)
 
+    def tier_of(self, client: int) -> Tier:
+        """The tier of one client."""
+        return self.tiers[int(self.tier[client])]
+
     def budgets(self, *, resident_bytes: int, eager_peak_bytes: int) -> IntArray:
         """Each client's budget in bytes, for a step with these figures (per cent budgets depend on them)."""
         return self.budget_bytes(np.arange(len(self)), resident_bytes=resident_bytes, eager_peak_bytes=eager_peak_bytes)

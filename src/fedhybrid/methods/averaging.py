@@ -16,7 +16,7 @@ from fedhybrid.seeds import derive_seed
 from fedhybrid.tree import Tensors, detached_copy
 from fedhybrid.updates import average_present
 
-__all__ = ["AbstractAveraging", "AbstractFederated", "averaged_by_samples", "tasks_for_cohort"]
+__all__ = ["AbstractAsynchronous", "AbstractAveraging", "AbstractFederated", "averaged_by_samples", "tasks_for_cohort"]
 
 
 def tasks_for_cohort(server: ServerState, plan: RoundPlan) -> list[ClientTask]:
@@ -96,6 +96,20 @@ class AbstractFederated(ABC):
     def assign(self, server: ServerState, plan: RoundPlan) -> list[ClientTask]:
         """The global model and the same work for everyone."""
         return tasks_for_cohort(server, plan)
+
+
+class AbstractAsynchronous(AbstractFederated):
+    """What asynchronous methods have in common; how they aggregate sets them apart."""
+
+    @property
+    def plans(self) -> bool:
+        """No plans unless a recipe switches them on: each client runs the whole step as it is."""
+        return False
+
+    @property
+    def asynchronous(self) -> bool:
+        """It is made for that."""
+        return True
 
 
 class AbstractAveraging(AbstractFederated):

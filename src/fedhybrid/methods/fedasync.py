@@ -18,7 +18,7 @@ from typing import final
 
 from fedhybrid.errors import ConfigError
 from fedhybrid.executor import Proximal
-from fedhybrid.methods.averaging import AbstractFederated
+from fedhybrid.methods.averaging import AbstractAsynchronous
 from fedhybrid.methods.local import train_locally
 from fedhybrid.protocols import ClientRuntime, Optimizer, ServerState
 from fedhybrid.records import ClientTask, Update
@@ -51,7 +51,7 @@ def staleness_weight(staleness: int, kind: str, *, exponent: float, grace: int) 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class FedAsync(AbstractFederated):
+class FedAsync(AbstractAsynchronous):
     """Mixes each update into the global model by its staleness; runs the unplanned step unless plans are switched on.
 
     Attributes:
@@ -82,16 +82,6 @@ class FedAsync(AbstractFederated):
             problems.append(f"mu must be at least 0, got {self.mu}")
         if problems:
             raise ConfigError(problems)
-
-    @property
-    def plans(self) -> bool:
-        """No plans unless a recipe switches them on: each client runs the whole step as it is."""
-        return False
-
-    @property
-    def asynchronous(self) -> bool:
-        """It is made for that."""
-        return True
 
     def optimizer(self, base: Optimizer) -> Optimizer:
         """The configured optimizer, on the regularised objective where there is a pull."""

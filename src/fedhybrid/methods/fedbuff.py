@@ -20,7 +20,7 @@ from typing import final
 import torch
 
 from fedhybrid.errors import ConfigError
-from fedhybrid.methods.averaging import AbstractFederated
+from fedhybrid.methods.averaging import AbstractAsynchronous
 from fedhybrid.methods.local import train_locally
 from fedhybrid.protocols import ClientRuntime, Optimizer, ServerState
 from fedhybrid.records import ClientTask, Update
@@ -32,7 +32,7 @@ __all__ = ["FedBuff"]
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class FedBuff(AbstractFederated):
+class FedBuff(AbstractAsynchronous):
     """Moves the global model by the mean difference of a buffer; runs the unplanned step unless plans are switched on.
 
     Attributes:
@@ -46,16 +46,6 @@ class FedBuff(AbstractFederated):
     def __post_init__(self) -> None:
         if not (math.isfinite(self.server_lr) and self.server_lr > 0):
             raise ConfigError(f"server_lr must be a positive number, got {self.server_lr}")
-
-    @property
-    def plans(self) -> bool:
-        """No plans unless a recipe switches them on: each client runs the whole step as it is."""
-        return False
-
-    @property
-    def asynchronous(self) -> bool:
-        """It is made for that."""
-        return True
 
     @property
     def differences(self) -> bool:
