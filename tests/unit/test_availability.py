@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedhybrid.errors import ConfigError
 from fedhybrid.fleet import Availability, AvailabilitySpec, load_intervals, make_availability
-from fedhybrid.fleet.hashing import hashed_below, hashed_ratio
+from fedhybrid.hashing import hashed_below, hashed_ratio
 
 DUTY = AvailabilitySpec(kind="duty", on_s=40.0, off_s=25.0, jitter_ratio=0.5)
 RANDOM = AvailabilitySpec(kind="random", on_ratio=0.4, slot_s=7.0)

@@ -14,7 +14,7 @@ from fedhybrid.engine.budgets import Budgets
 from fedhybrid.engine.plans import PlanBook
 from fedhybrid.engine.runtime import steps_of
 from fedhybrid.engine.traffic import Traffic
-from fedhybrid.fleet import Fleet, sample_available
+from fedhybrid.fleet import Fleet, free_clients, sample_available
 from fedhybrid.records import FloatArray, IntArray, LocalWork
 from fedhybrid.tree import Tensors
 
@@ -104,10 +104,7 @@ class FleetView:
     @cached_property
     def client(self) -> IntArray:
         """Client numbers, ascending."""
-        every = np.arange(len(self._costs.fleet), dtype=np.int64)
-        free = np.asarray(self._costs.fleet.available(every, self._now_s)).copy()
-        free[np.fromiter(self._busy, dtype=np.int64, count=len(self._busy))] = False
-        return every[free]
+        return free_clients(self._costs.fleet, self._now_s, self._busy)
 
     @cached_property
     def tier(self) -> IntArray:

@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import final
 
-import numpy as np
-
 from fedhybrid.data import Shards
 from fedhybrid.engine.faults import damaged
 from fedhybrid.engine.journey import Journey, JourneyPlanner, failure_of, figures_of
@@ -18,7 +16,7 @@ from fedhybrid.engine.plans import PlanBook
 from fedhybrid.engine.states import ClientStates
 from fedhybrid.engine.traffic import Delivery, Traffic
 from fedhybrid.errors import ConfigError
-from fedhybrid.fleet import Fleet, VirtualClock
+from fedhybrid.fleet import Fleet, VirtualClock, free_clients
 from fedhybrid.records import ClientTask, Failure, IntArray, TaskCost, TaskEvent, Update
 from fedhybrid.updates import check_update, not_finite
 
@@ -82,9 +80,7 @@ class InProcessDriver:
 
     def clients(self) -> IntArray:
         """Every client that is online and has no task."""
-        every = np.arange(len(self._fleet), dtype=np.int64)
-        every = every[self._fleet.available(every, self._clock.now_s)]
-        return every[~np.isin(every, np.array(list(self._busy), dtype=np.int64))] if self._busy else every
+        return free_clients(self._fleet, self._clock.now_s, self._busy.keys())
 
     @property
     def busy(self) -> frozenset[int]:

@@ -21,7 +21,7 @@ from fedhybrid.fleet.predictor import (
     make_predictor,
 )
 from fedhybrid.fleet.replay import Replay, Scores, equal_fraction, promises_at_samples, replay
-from fedhybrid.fleet.sampling import sample_available
+from fedhybrid.fleet.sampling import free_clients, sample_available
 from fedhybrid.fleet.tiers import Tier, TierSpec
 from fedhybrid.fleet.tracefile import load_traces
 from fedhybrid.fleet.traces import MemoryTraces, TraceSpec, make_traces
@@ -55,6 +55,7 @@ __all__ = [
     "VirtualClock",
     "check_fleet",
     "equal_fraction",
+    "free_clients",
     "load_intervals",
     "load_traces",
     "make_availability",

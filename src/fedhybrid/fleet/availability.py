@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhybrid.fleet.clock import to_micros, to_seconds
-from fedhybrid.fleet.hashing import hashed_below, hashed_ratio
+from fedhybrid.hashing import hashed_below, hashed_ratio
 from fedhybrid.records import IntArray
 
 __all__ = ["AlwaysOnline", "Availability", "BoolArray", "DutyCycle", "RandomSlots"]

@@ -35,11 +35,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhybrid.errors import ConfigError
-from fedhybrid.fleet.hashing import hashed_below
 from fedhybrid.fleet.predictor import Predictor, make_predictor
 from fedhybrid.fleet.replay import promises_at_samples, window_samples
 from fedhybrid.fleet.tracefile import load_traces
 from fedhybrid.fleet.traces import MemoryTraces, TraceSpec, free_ratios, sample_at
+from fedhybrid.hashing import hashed_below
 from fedhybrid.records import FloatArray, IntArray
 from fedhybrid.seeds import derive_seed
 

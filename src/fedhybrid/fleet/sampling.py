@@ -10,7 +10,7 @@ import numpy as np
 from fedhybrid.fleet.fleet import Fleet
 from fedhybrid.records import IntArray
 
-__all__ = ["sample_available"]
+__all__ = ["free_clients", "sample_available"]
 
 _WORTH = 4  # trying costs less than looking at all clients while a quarter as many numbers were drawn
 
@@ -35,10 +35,16 @@ def sample_available(
     tries = _tried(fleet, count, now_s, rng, taken)
     if tries is not None:
         return np.sort(tries)
-    free = np.arange(len(fleet))
-    free = free[fleet.available(free, now_s)]
-    free = free[~np.isin(free, taken)] if len(taken) else free
+    free = free_clients(fleet, now_s, busy)
     return np.sort(rng.choice(free, size=min(count, len(free)), replace=False, shuffle=False))
+
+
+def free_clients(fleet: Fleet, now_s: float, busy: AbstractSet[int] = frozenset()) -> IntArray:
+    """All clients that are online at `now_s` and not in `busy`, ascending; looks at the whole fleet."""
+    every = np.arange(len(fleet), dtype=np.int64)
+    free = np.array(fleet.available(every, now_s))
+    free[np.fromiter(busy, dtype=np.int64, count=len(busy))] = False
+    return every[free]
 
 
 def _tried(fleet: Fleet, count: int, now_s: float, rng: np.random.Generator, taken: IntArray) -> IntArray | None:

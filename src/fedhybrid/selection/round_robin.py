@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhybrid.errors import ConfigError
+from fedhybrid.hashing import mixed_words
 from fedhybrid.protocols import CandidateView, PolicyState
 from fedhybrid.records import IntArray, Outcome
 from fedhybrid.seeds import derive_seed
@@ -81,11 +82,7 @@ def _next_in_order(clients: IntArray, count: int, key: int) -> IntArray:
 
 def _words(clients: IntArray, key: int) -> NDArray[np.uint64]:
     """One distinct word for each client number."""
-    word = clients.astype(np.uint64) ^ np.uint64(key)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        word = (word ^ (word >> np.uint64(shift))) * np.uint64(factor)
-    mixed: NDArray[np.uint64] = word ^ (word >> np.uint64(31))
-    return mixed
+    return mixed_words(clients.astype(np.uint64) ^ np.uint64(key))
 
 
 def _among(clients: IntArray, some: IntArray) -> np.ndarray:

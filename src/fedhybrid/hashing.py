@@ -8,9 +8,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhybrid.records import FloatArray, IntArray
+__all__ = ["hashed_below", "hashed_ratio", "mixed_words"]
 
-__all__ = ["hashed_below", "hashed_ratio"]
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -31,7 +32,7 @@ def hashed_ratio(key: int, *numbers: IntArray | int) -> FloatArray:
     """
     mixed: NDArray[np.uint64] = np.full(1, key & (2**64 - 1), dtype=np.uint64)
     for number in numbers:
-        mixed = _finalized(
+        mixed = mixed_words(
             mixed ^ (np.atleast_1d(np.asarray(number, dtype=np.int64)).astype(np.uint64) * _STEP + _STEP)
         )
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
@@ -42,7 +43,8 @@ def hashed_below(key: int, below: IntArray | int, *numbers: IntArray | int) -> I
     return (hashed_ratio(key, *numbers) * below).astype(np.int64)
 
 
-def _finalized(mixed: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mixed_words(mixed: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finalizer of SplitMix64: one to one, so that different words stay different."""
     mixed = (mixed ^ (mixed >> _SHIFTS[0])) * _FIRST
     mixed = (mixed ^ (mixed >> _SHIFTS[1])) * _SECOND
     return mixed ^ (mixed >> _SHIFTS[2])
