@@ -17,6 +17,7 @@ from fedhybrid.records import ClientTask, FloatArray, IntArray, LocalWork, Outco
 from fedhybrid.tree import Tensors
 
 __all__ = [
+    "Attendant",
     "CandidateView",
     "ClientRuntime",
     "Driver",
@@ -250,9 +251,33 @@ class ClientRuntime(Protocol):
         """Peak of one real step of this program by the allocator's events, resident bytes included."""
         ...
 
+    def exchange(self, question: Tensors) -> Tensors:
+        """Sends tensors to the server in the middle of the task and waits for its answer (`Method.attend`).
+
+        All bytes of both are counted on the client's link. The tensors may be on their way in another process or on
+        another machine: neither side may change them afterwards and hope that the other sees it.
+        """
+        ...
+
+
+class Attendant(Protocol):
+    """The server's side of one task whose client asks in the middle of it, as in split learning.
+
+    It follows from the task and the questions alone: it sees no other task's, so that neither order nor place of work
+    change anything. What it draws comes from a generator of its own, seeded from the task's.
+    """
+
+    def answer(self, question: Tensors) -> Tensors:
+        """The answer to the client's next question."""
+        ...
+
+    def result(self) -> Tensors:
+        """What has been trained at the server, by the model's names; it joins the client's update, and is not sent."""
+        ...
+
 
 class Method(Protocol):
-    """One published system: four verbs (`init`, `assign`, `train`, `aggregate`) and a few facts."""
+    """One published system: five verbs (`init`, `assign`, `train`, `attend`, `aggregate`) and a few facts."""
 
     @property
     def plans(self) -> bool:
@@ -295,7 +320,11 @@ class Method(Protocol):
         ...
 
     def train(self, task: ClientTask, client: ClientRuntime) -> Update:
-        """The client's side: a function of the task and the client's data alone."""
+        """The client's side: a function of the task, the client's data and the server's answers alone."""
+        ...
+
+    def attend(self, task: ClientTask) -> Attendant | None:
+        """The server's side while the task is under way; None where clients ask nothing."""
         ...
 
     def aggregate(self, server: ServerState, updates: Sequence[Update]) -> ServerState:

@@ -23,8 +23,10 @@ from fedhybrid.engine.plans import PlanBook
 from fedhybrid.engine.progress import Progress, Quiet
 from fedhybrid.engine.schedule import Evaluation, Schedule
 from fedhybrid.engine.summary import process_resident_bytes
+from fedhybrid.engine.world import Assemble, World, assemble
 
 __all__ = [
+    "Assemble",
     "Claim",
     "Evaluation",
     "Faults",
@@ -35,6 +37,8 @@ __all__ = [
     "RunFolder",
     "RunNames",
     "Schedule",
+    "World",
+    "assemble",
     "claim_folders",
     "process_resident_bytes",
     "read_incidents",

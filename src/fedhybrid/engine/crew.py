@@ -155,7 +155,9 @@ class Crew:
             return
         payload = groups["payload"][""].numpy().tobytes() if "payload" in groups else None
         told: dict[str, Any] = header["update"] | {name: groups[name] for name in _TENSORS if name in groups}
-        self._done[ticket] = Delivery(update=Update(**told), payload=payload)
+        self._done[ticket] = Delivery(
+            update=Update(**told), payload=payload, served=groups.get("served", {}), **header["talk"]
+        )
 
 
 def _died(worker: _Worker) -> RuntimeError:
@@ -207,4 +209,7 @@ def _packed(delivery: Delivery) -> bytes:
         tensors["state"] = update.state
     if delivery.payload is not None:
         tensors["payload"] = {"": torch.frombuffer(bytearray(delivery.payload), dtype=torch.uint8)}
-    return pack_bundle({"update": told}, tensors, allow_nan=True)  # training may have diverged
+    if delivery.served:
+        tensors["served"] = delivery.served
+    talk = {"asked_bytes": delivery.asked_bytes, "answered_bytes": delivery.answered_bytes}
+    return pack_bundle({"update": told, "talk": talk}, tensors, allow_nan=True)  # training may have diverged

@@ -42,6 +42,7 @@ class _Stage:
     failure: Failure | None = field(default=None, compare=False)
     update: Update | None = field(default=None, compare=False)
     bytes_up: int = field(default=0, compare=False)
+    answered_bytes: int = field(default=0, compare=False)  # to the client, in the middle of its task
 
     @property
     def ends(self) -> bool:
@@ -123,9 +124,7 @@ class InProcessDriver:
         if stage.bytes_up and now_s > computed_s:
             sent_ratio = (now_s - computed_s) / (stage.at_s - computed_s)
         failure = failure_of(stage.journey.task, "late", f"not back after {now_s - stage.journey.start_s:.1f} s")
-        return self._ended(
-            replace(stage, at_s=now_s, failure=failure, update=None, bytes_up=int(sent_ratio * stage.bytes_up))
-        )
+        return self._ended(_cut(replace(stage, at_s=now_s, failure=failure, update=None), sent_ratio))
 
     def next_event(self, timeout_s: float | None = None) -> TaskEvent | None:
         """The next task to end; the clock moves there, or by `timeout_s` where none ends that soon."""
@@ -206,17 +205,21 @@ class InProcessDriver:
         """The task's end: its update has been computed and packed, and goes up the link."""
         journey = stage.journey
         delivery = self._labour.finish(stage.ticket) if journey.task.kind != "query" else self._answer(journey)
-        bytes_up = self._traffic.bytes_up(delivery)
-        arrives_s = stage.at_s + bytes_up / self._planner.device(journey.task.client).uplink_bytes_per_s
+        device = self._planner.device(journey.task.client)
+        # What went to and fro in the middle of the task has its time here, as if all of it had come at the end.
+        bytes_up = delivery.asked_bytes + self._traffic.bytes_up(delivery)
+        talk_s = delivery.answered_bytes / device.downlink_bytes_per_s
+        arrives_s = stage.at_s + talk_s + bytes_up / device.uplink_bytes_per_s
+        stage = replace(stage, bytes_up=bytes_up, answered_bytes=delivery.answered_bytes)
         if cut_off := self._planner.cut_off(journey, arrives_s):
             at_s, kind, detail = min(cut_off)
             sent_ratio = (at_s - stage.at_s) / (arrives_s - stage.at_s)
             failure = failure_of(journey.task, kind, detail)
-            return replace(stage, at_s=at_s, failure=failure, bytes_up=int(sent_ratio * bytes_up))
+            return _cut(replace(stage, at_s=at_s, failure=failure), sent_ratio)
         received = self._received(journey, delivery)
         if isinstance(received, Failure):
-            return replace(stage, at_s=arrives_s, failure=received, bytes_up=bytes_up)
-        return replace(stage, at_s=arrives_s, update=received, bytes_up=bytes_up)
+            return replace(stage, at_s=arrives_s, failure=received)
+        return replace(stage, at_s=arrives_s, update=received)
 
     def _received(self, journey: Journey, delivery: Delivery) -> Update | Failure:
         """What the server makes of a delivery: nothing that comes from outside is trusted."""
@@ -246,6 +249,7 @@ class InProcessDriver:
         bytes_down = journey.bytes_down
         if stage.at_s < journey.compute_from_s:  # cut off before all of it was there
             bytes_down = int(bytes_down * (stage.at_s - journey.start_s) / (journey.compute_from_s - journey.start_s))
+        bytes_down += stage.answered_bytes
         compute_s = max(0.0, min(stage.at_s, journey.computed_s) - journey.compute_from_s)
         energy_j = None
         if device.watts_compute is not None:
@@ -270,3 +274,10 @@ class InProcessDriver:
             budget_bytes=journey.promised_bytes,
             planned_peak_bytes=max((program.peak_bytes for program in programs), default=None) if ran else None,
         )
+
+
+def _cut(stage: _Stage, sent_ratio: float) -> _Stage:
+    """A stage of which so much went over the link."""
+    return replace(
+        stage, bytes_up=int(sent_ratio * stage.bytes_up), answered_bytes=int(sent_ratio * stage.answered_bytes)
+    )

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, final
 
 import torch
 
 from fedhybrid.engine.plans import PlanBook
-from fedhybrid.engine.runtime import Stretch, Workbench
+from fedhybrid.engine.runtime import Ask, Stretch, Workbench
 from fedhybrid.engine.traffic import Delivery, Traffic
 from fedhybrid.engine.walk import Leg
 from fedhybrid.protocols import Method
 from fedhybrid.records import ClientTask, IntArray, Update
-from fedhybrid.tree import Tensors
+from fedhybrid.tree import Tensors, total_bytes
 
-__all__ = ["InThisProcess", "Job", "Labour", "do_job"]
+__all__ = ["InThisProcess", "Job", "Labour", "Talk", "do_job"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,13 +61,44 @@ class Labour(Protocol):
         ...
 
 
-def do_job(job: Job, method: Method, bench: Workbench, book: PlanBook, traffic: Traffic) -> Delivery:
-    """Does a job: what the client computes, and how it packs what it sends."""
+def do_job(
+    job: Job, method: Method, bench: Workbench, book: PlanBook, traffic: Traffic, *, ask: Ask | None = None
+) -> Delivery:
+    """Does a job: what the client computes, and how it packs what it sends.
+
+    Where its method has an attendant, this process is the server too, unless `ask` takes the questions to another.
+    """
     if job.task.kind == "evaluate":
         return Delivery(update=_evaluated(job, bench))
+    attendant = method.attend(job.task) if ask is None else None
+    talk = Talk(ask or (attendant.answer if attendant else None))
     stretches = [Stretch(program=book.program(job.device, leg.plan), steps=leg.steps) for leg in job.legs]
-    update = bench.run(method, job.task, job.shard, stretches, job.state)
-    return traffic.packed(update, job.task, job.state)
+    update = bench.run(method, job.task, job.shard, stretches, job.state, ask=talk.ask if talk else None)
+    return replace(
+        traffic.packed(update, job.task, job.state),
+        served=attendant.result() if attendant else {},
+        asked_bytes=talk.asked_bytes,
+        answered_bytes=talk.answered_bytes,
+    )
+
+
+class Talk:
+    """Counts what goes to and fro between a client and the server in the middle of a task; false where nothing can."""
+
+    def __init__(self, ask: Ask | None) -> None:
+        self._ask = ask
+        self.asked_bytes = self.answered_bytes = 0
+
+    def __bool__(self) -> bool:
+        return self._ask is not None
+
+    def ask(self, question: Tensors) -> Tensors:
+        """The answer to a question."""
+        assert self._ask is not None
+        self.asked_bytes += total_bytes(question)
+        answer = self._ask(question)
+        self.answered_bytes += total_bytes(answer)
+        return answer
 
 
 def _evaluated(job: Job, bench: Workbench) -> Update:

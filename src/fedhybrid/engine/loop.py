@@ -19,7 +19,7 @@ from fedhybrid.engine.progress import Progress
 from fedhybrid.engine.rounds import play_round
 from fedhybrid.engine.runtime import one_thread
 from fedhybrid.engine.summary import summarise
-from fedhybrid.engine.world import World, assemble
+from fedhybrid.engine.world import Assemble, World, assemble
 from fedhybrid.records import Summary
 from fedhybrid.tree import buffers_of, tensors_of
 
@@ -29,7 +29,13 @@ _CHECKPOINT_S = 1.0  # of work that a stop may cost; to disk and back costs some
 
 
 def run_federation(
-    job: Federation, folder: RunFolder, progress: Progress, *, label: str = "", runtime_bytes: int
+    job: Federation,
+    folder: RunFolder,
+    progress: Progress,
+    *,
+    label: str = "",
+    runtime_bytes: int,
+    assemble: Assemble = assemble,
 ) -> Summary:
     """Plays the rounds that are left, and stores records, plans, model and summary in the folder.
 
@@ -41,6 +47,7 @@ def run_federation(
         progress: Is told what happens.
         label: Names the run towards `progress`.
         runtime_bytes: Memory of the process before `job` was built; only for the summary.
+        assemble: Puts everything together; another one brings devices that are elsewhere.
 
     Raises:
         ConfigError: Another process writes into the folder, or its files do not belong together.

@@ -8,7 +8,7 @@ one intra-op thread computes, so that float sums have one order on every machine
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +27,10 @@ from fedhybrid.records import ClientTask, IntArray, LocalWork, Update
 from fedhybrid.seeds import derive_seed
 from fedhybrid.tree import Tensors, buffers_of, detached_copy, load_into, tensors_of
 
-__all__ = ["LocalClient", "Stretch", "Workbench", "classification_loss", "one_thread", "steps_of"]
+__all__ = ["Ask", "LocalClient", "Stretch", "Workbench", "classification_loss", "one_thread", "steps_of"]
+
+
+Ask = Callable[[Tensors], Tensors]  # a question to the server, and its answer
 
 
 def classification_loss(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,7 +108,14 @@ class Workbench:
         return tensors_of(self.model)
 
     def run(
-        self, method: Method, task: ClientTask, shard: IntArray, stretches: Sequence[Stretch], state: Tensors
+        self,
+        method: Method,
+        task: ClientTask,
+        shard: IntArray,
+        stretches: Sequence[Stretch],
+        state: Tensors,
+        *,
+        ask: Ask | None = None,
     ) -> Update:
         """Does a task as the client that holds the samples `shard` and has kept `state`.
 
@@ -115,8 +125,9 @@ class Workbench:
             shard: The client's sample numbers.
             stretches: The programs of its training step, one after the other; not empty.
             state: What the client's last task left.
+            ask: Takes the client's questions to the server; None where the method has none.
         """
-        client = LocalClient(bench=self, shard=shard, stretches=stretches, state=state)
+        client = LocalClient(bench=self, shard=shard, stretches=stretches, state=state, ask=ask)
         self.step.set_lr(task.work.lr)
         self.step.reset_codecs(task.seed)
         before = torch.get_rng_state()  # `fork_rng` asks about every other device, which takes longer than a small task
@@ -132,9 +143,15 @@ class LocalClient:
     """A client at the workbench; implements `protocols.ClientRuntime`."""
 
     def __init__(
-        self, *, bench: Workbench, shard: IntArray, stretches: Sequence[Stretch], state: Tensors | None = None
+        self,
+        *,
+        bench: Workbench,
+        shard: IntArray,
+        stretches: Sequence[Stretch],
+        state: Tensors | None = None,
+        ask: Ask | None = None,
     ) -> None:
-        self._bench, self._shard, self._stretches = bench, shard, stretches
+        self._bench, self._shard, self._stretches, self._ask = bench, shard, stretches, ask
         self._state: Mapping[str, Tensor] = state or {}
         self._at, self._left = 0, stretches[0].steps
         bench.step.use_plan(stretches[0].program)
@@ -189,6 +206,11 @@ class LocalClient:
     def weights(self) -> Tensors:
         """A copy of the model as it is now."""
         return detached_copy(self._bench.tensors)
+
+    def exchange(self, question: Tensors) -> Tensors:
+        """The server's answer to a question in the middle of the task."""
+        assert self._ask is not None, "a method whose clients ask must have an attendant (Method.attend)"
+        return self._ask(question)
 
     @property
     def measured_peak_bytes(self) -> int:

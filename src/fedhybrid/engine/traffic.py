@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
@@ -21,13 +21,23 @@ _REMEMBERED = 8  # models that were sent last: a cohort gets the same one
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Delivery:
-    """What a client sends: its update and, where a pipeline has packed its tensors, the bytes that travel.
+    """What comes of a task: the client's update and, where a pipeline has packed its tensors, the bytes that travel.
 
     With a payload the update's own `weights` and `masks` are empty: they are in the payload.
+
+    Attributes:
+        update: The client's.
+        payload: Of the update's tensors.
+        served: What was trained at the server in the meantime (`Attendant.result`); it never travels.
+        asked_bytes: Of the client's questions.
+        answered_bytes: Of the server's answers.
     """
 
     update: Update
     payload: bytes | None = None
+    served: Tensors = field(default_factory=dict)
+    asked_bytes: int = 0
+    answered_bytes: int = 0
 
 
 @final
@@ -97,10 +107,11 @@ class Traffic:
         Raises:
             ConfigError: The payload is not what the pipeline sends.
         """
-        if delivery.payload is None:
-            return delivery.update
-        read = self.up.decode(delivery.payload, reference=self._reference(received))
-        return replace(delivery.update, weights=self._moved(read.values, received, sign=1), masks=read.masks)
+        update = delivery.update
+        if delivery.payload is not None:
+            read = self.up.decode(delivery.payload, reference=self._reference(received))
+            update = replace(update, weights=self._moved(read.values, received, sign=1), masks=read.masks)
+        return replace(update, weights={**update.weights, **delivery.served}) if delivery.served else update
 
     def _moved(self, values: Tensors, received: Tensors, *, sign: int) -> Tensors:
         """Among differences, buffers travel as differences too, and are themselves at both ends."""

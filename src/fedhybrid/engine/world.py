@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,7 +30,7 @@ from fedhybrid.protocols import ServerState
 from fedhybrid.records import ClientTask
 from fedhybrid.tree import tensors_of
 
-__all__ = ["World", "assemble"]
+__all__ = ["Assemble", "MakeLabour", "World", "assemble"]
 
 _LOOK_AGAIN_S = 1.0  # for clients that have come online: in a large fleet somebody does at every moment
 
@@ -100,8 +100,19 @@ class World:
         return score.accuracy, score.loss
 
 
-def assemble(job: Federation, folder: RunFolder, state: Checkpoint) -> World:
-    """Captures the step, plans for every device of the fleet, and puts back what was under way."""
+Assemble = Callable[[Federation, RunFolder, Checkpoint], World]
+MakeLabour = Callable[[Federation, RunFolder, PlanBook, Traffic], Labour]
+
+
+def assemble(job: Federation, folder: RunFolder, state: Checkpoint, *, labour: MakeLabour | None = None) -> World:
+    """Captures the step, plans for every device of the fleet, and puts back what was under way.
+
+    Args:
+        job: What to run.
+        folder: Of the run.
+        state: To go on from.
+        labour: Makes those who do the training, where it is not done here; the virtual clock stays here all the same.
+    """
     devices = {tier.device.name: tier.device for tier in job.fleet.tiers}
     split = job.dataset.train
     example = split.batch(torch.arange(job.work.batch_size) % len(split))
@@ -122,9 +133,11 @@ def assemble(job: Federation, folder: RunFolder, state: Checkpoint) -> World:
         down=job.down, up=job.up, differences=job.method.differences, buffers=bench.buffers, run_seed=job.seed
     )
     states = ClientStates(folder.path / "states", state.client_states)
-    labour: Labour = InThisProcess(method=job.method, bench=bench, book=book, traffic=traffic)
-    if job.workers > 1:
-        labour = Crew(job.workers, method=job.method, bench=bench, book=book, traffic=traffic)
+    hands: Labour = InThisProcess(method=job.method, bench=bench, book=book, traffic=traffic)
+    if labour is not None:
+        hands = labour(job, folder, book, traffic)
+    elif job.workers > 1:
+        hands = Crew(job.workers, method=job.method, bench=bench, book=book, traffic=traffic)
     planner = JourneyPlanner(
         fleet=job.fleet,
         budgets=budgets,
@@ -140,7 +153,7 @@ def assemble(job: Federation, folder: RunFolder, state: Checkpoint) -> World:
         planner=planner,
         shards=job.shards,
         book=book,
-        labour=labour,
+        labour=hands,
         clock=VirtualClock(now_s=state.now_s),
         states=states,
         traffic=traffic,

@@ -24,7 +24,7 @@ from fedhybrid.experiment.parts import (
     work_of,
 )
 from fedhybrid.fleet import Fleet
-from fedhybrid.methods import METHODS
+from fedhybrid.methods import find_method
 from fedhybrid.models import build_model
 from fedhybrid.protocols import Optimizer
 from fedhybrid.registry import lookup
@@ -65,7 +65,7 @@ def build_federation(config: RunConfig, datasets: Datasets | None = None) -> Fed
     assert fleet is not None
     assert shards is not None
     assert model is not None
-    method = lookup("method", METHODS, config.method)(**config.method_options)
+    method = find_method(config.method)(**config.method_options)
     down, up = traffic_of(config, differences=method.differences)
     return Federation(
         names=RunNames(method=config.method, policy=config.policy, dataset=config.dataset, model=config.model),

@@ -20,7 +20,7 @@ from fedhybrid.experiment.options import check_options
 from fedhybrid.experiment.overrides import apply_overrides, override_variant
 from fedhybrid.experiment.parts import check_devices, faults_of, planning_of, schedule_of, traffic_of
 from fedhybrid.fleet import AvailabilitySpec, MemorySpec, TraceSpec
-from fedhybrid.methods import METHODS
+from fedhybrid.methods import find_method
 from fedhybrid.models import find_factory
 from fedhybrid.planner import SOLVERS
 from fedhybrid.registry import lookup
@@ -142,7 +142,7 @@ def _checked(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
         differences = True  # where the method is not known, nothing is said of what does not suit it
         if not any(problem.startswith(("method", "unknown method")) for problem in problems):
             problems += _attempt(schedule_of, config)
-            differences = lookup("method", METHODS, config.method)(**config.method_options).differences
+            differences = find_method(config.method)(**config.method_options).differences
         problems += _attempt(faults_of, config) + _attempt(traffic_of, config, differences=differences)
         if config.fleet.clients_per_round > config.data.clients:
             problems.append(
@@ -207,8 +207,7 @@ def _part_options(part: str, raw: Mapping[str, Any], problems: list[str]) -> dic
         if part == "model":
             taker = find_factory(name)
         else:
-            table: Mapping[str, Callable[..., Any]] = METHODS if part == "method" else POLICIES
-            taker = lookup(part, table, name)
+            taker = find_method(name) if part == "method" else lookup(part, POLICIES, name)
     except ConfigError as error:
         problems += [f"{part}: {problem}" for problem in error.problems]
         return {}

@@ -11,9 +11,8 @@ from fedhybrid.errors import ConfigError
 from fedhybrid.executor import PlanOptions
 from fedhybrid.experiment.config import PlannerTable, RunConfig
 from fedhybrid.fleet import AvailabilitySpec, Fleet, MemorySpec, TierSpec, TraceSpec, check_fleet, make_fleet
-from fedhybrid.methods import METHODS
+from fedhybrid.methods import METHODS, find_method
 from fedhybrid.records import LocalWork
-from fedhybrid.registry import lookup
 from fedhybrid.updates import Pipeline, parse_pipeline
 
 __all__ = [
@@ -82,7 +81,7 @@ def schedule_of(config: RunConfig) -> Schedule:
             for name, count in counts
             if count is not None and count > clients
         ]
-    if schedule.asynchronous and not lookup("method", METHODS, config.method)(**config.method_options).asynchronous:
+    if schedule.asynchronous and not find_method(config.method)(**config.method_options).asynchronous:
         known = ", ".join(sorted(name for name, row in METHODS.items() if _is_asynchronous(row)))
         problems.append(
             f"schedule.kind is 'asynchronous', but method {config.method!r} does not know how to combine updates of "

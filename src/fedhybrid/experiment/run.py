@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedhybrid.engine import Claim, Progress, Quiet, RunFolder, claim_folders, process_resident_bytes, run_federation
+from fedhybrid.engine import (
+    Assemble,
+    Claim,
+    Progress,
+    Quiet,
+    RunFolder,
+    claim_folders,
+    process_resident_bytes,
+    run_federation,
+)
 from fedhybrid.experiment.build import Datasets, build_federation
 from fedhybrid.experiment.check import Recipe, load_config, to_table, variants_of
 from fedhybrid.experiment.parallel import run_side_by_side
@@ -25,6 +34,7 @@ def run(
     resume: bool = False,
     progress: Progress | None = None,
     processes: int | None = None,
+    assemble: Assemble | None = None,
 ) -> RunResult:
     """Runs a recipe, with all its variants if it compares some, into a folder.
 
@@ -40,6 +50,7 @@ def run(
         progress: Is told what happens.
         processes: How many variants run at the same time; by default as many as there are processors for
             their workers.
+        assemble: Brings devices that are elsewhere (`engine.run_federation`); variants run one after the other then.
 
     Raises:
         ConfigError: Every problem of the recipe at once; or `out` holds what must not be overwritten.
@@ -67,12 +78,18 @@ def run(
     open_labels = [label for label in runs if not _report_finished(label, folders[label], runs[label].rounds, progress)]
     hands = max(each.workers for each in runs.values())
     at_once = min(len(open_labels), processes or max(_processors() // hands, 1))
-    if at_once > 1:
+    elsewhere: dict[str, Assemble] = {} if assemble is None else {"assemble": assemble}
+    if at_once > 1 and not elsewhere:
         run_side_by_side({label: folders[label] for label in open_labels}, at_once, progress)
     else:
         for label in open_labels:
             run_federation(
-                jobs.pop(label), RunFolder(folders[label]), progress, label=label, runtime_bytes=runtime_bytes
+                jobs.pop(label),
+                RunFolder(folders[label]),
+                progress,
+                label=label,
+                runtime_bytes=runtime_bytes,
+                **elsewhere,
             )
     return load_run(folder)
 

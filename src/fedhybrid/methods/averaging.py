@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from fedhybrid.methods.local import train_locally
-from fedhybrid.protocols import ClientRuntime, Optimizer, RoundPlan, ServerState
+from fedhybrid.protocols import Attendant, ClientRuntime, Optimizer, RoundPlan, ServerState
 from fedhybrid.records import ClientTask, Update
 from fedhybrid.seeds import derive_seed
 from fedhybrid.tree import Tensors, detached_copy
@@ -92,6 +92,10 @@ class AbstractFederated(ABC):
     def init(self, weights: Tensors) -> ServerState:
         """The initial global model."""
         return ServerState(weights=detached_copy(weights))
+
+    def attend(self, task: ClientTask) -> Attendant | None:
+        """None: clients train alone."""
+        return None
 
     def assign(self, server: ServerState, plan: RoundPlan) -> list[ClientTask]:
         """The global model and the same work for everyone."""

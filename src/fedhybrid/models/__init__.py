@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import os
-import sys
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -20,7 +17,7 @@ from fedhybrid.models.cnn1d import Cnn1d
 from fedhybrid.models.mobilenet_v2 import MobileNetV2
 from fedhybrid.models.resnet import ResNet18, ResNet20
 from fedhybrid.models.vit import Vit
-from fedhybrid.registry import lookup, nearest_hint
+from fedhybrid.registry import import_factory, lookup, nearest_hint
 
 __all__ = ["MODELS", "build_model", "find_factory"]
 
@@ -44,24 +41,7 @@ def find_factory(name: str) -> Callable[..., nn.Module]:
     Raises:
         ConfigError: No such row, module or attribute, or the module fails while it is imported.
     """
-    if ":" not in name:
-        return lookup("model", MODELS, name)
-    module_name, _, attribute = name.partition(":")
-    try:
-        _look_in_current_folder()
-        factory = getattr(import_module(module_name), attribute)
-    except Exception as error:  # the module is the user's: whatever it raises is about what was given
-        raise ConfigError(
-            f"model {name!r} must be package.module:factory that can be imported: {type(error).__name__}: {error}"
-        ) from error
-    if not callable(factory):
-        raise ConfigError(f"model {name!r} is {factory!r}; it must be a function or class that makes a module")
-    return factory  # type: ignore[no-any-return]
-
-
-def _look_in_current_folder() -> None:
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.insert(0, os.getcwd())
+    return import_factory("model", name, "a module") if ":" in name else lookup("model", MODELS, name)
 
 
 def build_model(
