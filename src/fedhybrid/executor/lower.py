@@ -8,41 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from fedhybrid.codecs import BoundCodec, Codec
-from fedhybrid.executor.offload import OffloadFile, slot_bytes
-from fedhybrid.graph import Op, Ref, Role, StepGraph, overload
+from fedhybrid.codecs import Codec
+from fedhybrid.executor.naming import Constant, Disk, Function, Literal, Meaning, Packer, assemble
+from fedhybrid.executor.offload import slot_bytes
+from fedhybrid.executor.program import Program
+from fedhybrid.graph import Op, Ref, Role, StepGraph
 from fedhybrid.planner import Kind, Pack, Problem, Schedule, Step, Update, replay_form
+from fedhybrid.planner.calls import FORMS
 from fedhybrid.planner.inplace import IN_PLACE_FORMS, in_place_arguments, split_targets
 from fedhybrid.planner.packable import OFFLOAD
-from fedhybrid.planner.splits import SPLITS
 
-__all__ = ["Program", "lower"]
+__all__ = ["lower"]
 
 # Calls before its use at which an offloaded tensor is asked for.
 _READ_AHEAD = 4
-
-StepFunction = Callable[
-    [list[Tensor], list[Tensor], list[Tensor], Callable[[int, Tensor], None], Callable[[list[Tensor]], None]],
-    tuple[Any, Any],
-]
-
-
-@dataclass(frozen=True)
-class Program:
-    """A generated step: `run(params, buffers, batch, update, clip) -> (loss, aux)`, to be called under `no_grad`.
-
-    `clip(gradients)` is called once, before the first update, where the problem holds gradients back, with one gradient
-    per update in order; it may change them in place.
-    """
-
-    run: StepFunction
-    source: str
-    codecs: tuple[BoundCodec, ...]
 
 
 def lower(
@@ -61,11 +42,10 @@ class _Lowering:
         codec_of: Callable[[int, str], Codec],
     ) -> None:
         self.problem, self.schedule, self.updates, self.codec_of = problem, schedule, updates, codec_of
-        self.codecs: list[BoundCodec] = []
         self.graph: StepGraph = problem.graph
         self.lines: list[str] = []
-        self.names: dict[str, Any] = {}
-        self.functions: dict[int, str] = {}
+        self.names: dict[str, Meaning] = {}
+        self.functions: dict[Function, str] = {}
         self.producer = {v: op for op in self.graph.ops for v in op.outputs if v is not None}
         self.instance_of: dict[int, int] = {}  # storage -> instance that the step at hand reads
         self.value_name: dict[tuple[int, int], str] = {}  # (value, instance) -> variable; instance -1: resident
@@ -96,9 +76,8 @@ class _Lowering:
         self._return()
         body = "\n    ".join(self.lines)
         source = f"def step(params, buffers, batch, update, clip):\n    {body}\n"
-        scope = dict(self.names)
-        exec(compile(source, "<fedhybrid step>", "exec"), scope)  # our own text, made above from the graph alone
-        return Program(scope["step"], source, tuple(self.codecs))
+        code = compile(source, "<fedhybrid step>", "exec")  # our own text, made above from the graph alone
+        return assemble(source, code, self.names)
 
     def _clip(self) -> None:
         """Hands all gradients over at once, before the first update, where updates wait for the end."""
@@ -117,7 +96,7 @@ class _Lowering:
             for position, value in enumerate(values):
                 self.value_name[value, -1] = f"{group}[{position}]"
         for number, (value, tensor) in enumerate(self.graph.constants.items()):
-            self.names[f"constant{number}"] = tensor
+            self.names[f"constant{number}"] = Constant(tensor=tensor)
             self.value_name[value, -1] = f"constant{number}"
 
     def _instance(self, value: int) -> int:
@@ -132,7 +111,7 @@ class _Lowering:
             assert view.is_view, f"{view.name} is read before it is made"
             base = self._value(next(ref.value for ref in view.args if isinstance(ref, Ref)))
             args = self._arguments(view, {0: base})
-            result = f"{self._function(view.func)}({args})"
+            result = f"{self._function(view.target)}({args})"
             if view.is_tuple:
                 result += f"[{view.outputs.index(value)}]"
             self._assign(value, key[1], result)
@@ -192,7 +171,7 @@ class _Lowering:
                 ahead = max(self.schedule.backward_at, position - _READ_AHEAD)
                 self.asked.setdefault(ahead, []).append(f"file.prefetch({self.slots[pack.stored]}, {nbytes})")
         if end:
-            self.names["file"] = OffloadFile(None, end)
+            self.names["file"] = Disk(nbytes=end)
 
     def _whole(self, storage: int) -> int:
         """The storage's first value, which fills it (`planner.packs` takes no others)."""
@@ -201,8 +180,7 @@ class _Lowering:
     def _codec(self, pack: Pack) -> str:
         name = f"codec{pack.stored}"
         if name not in self.names:
-            self.codecs.append(BoundCodec(self.codec_of(pack.storage, pack.codec), pack.storage))
-            self.names[name] = self.codecs[-1]
+            self.names[name] = Packer(codec=self.codec_of(pack.storage, pack.codec), number=pack.storage)
         return name
 
     def _call(self, step: Step) -> None:
@@ -219,7 +197,7 @@ class _Lowering:
         elif taken >= 0:
             text = self._in_place_text(op, taken)
         else:
-            text = f"{self._function(op.func)}({self._arguments(op, {})})"
+            text = f"{self._function(op.target)}({self._arguments(op, {})})"
         for value in op.outputs:
             storage = -1 if value is None else self.graph.storage_of(value)
             if value is None:
@@ -238,7 +216,7 @@ class _Lowering:
     def _in_place_text(self, op: Op, storage: int) -> str:
         form, _, keyword = IN_PLACE_FORMS[op.target]
         position = next(p for p, s in in_place_arguments(self.graph, op) if s == storage)
-        function = self._function(op.func if form == op.target else overload(form))
+        function = self._function(form)
         if keyword is not None:
             return f"{function}({self._arguments(op, {})}, {keyword}={self._value(op.args[position].value)})"
         args = list(op.args)
@@ -247,7 +225,7 @@ class _Lowering:
         return f"{function}({self._text_of(tuple(args), op.kwargs, {})})"
 
     def _split_text(self, op: Op, chunks: int, taken: int) -> str:
-        text = f"{self._function(SPLITS[op.target].func)}({self._arguments(op, {})}, chunks={chunks}"
+        text = f"{self._function(op.target, 'split')}({self._arguments(op, {})}, chunks={chunks}"
         if taken >= 0:
             position = next(p for p, s in split_targets(self.graph, op) if s == taken)
             text += f", into={self._value(op.args[position].value)}"
@@ -272,15 +250,17 @@ class _Lowering:
         if isinstance(arg, float) and math.isfinite(arg):
             return repr(arg)
         name = f"literal{len(self.names)}"
-        self.names[name] = arg
+        self.names[name] = Literal(value=arg)
         return name
 
-    def _function(self, func: Callable[..., Any]) -> str:
-        if id(func) not in self.functions:
-            name = f"f{len(self.functions)}_{getattr(func, '__name__', 'op').split('.')[0]}"
-            self.functions[id(func)] = name
-            self.names[name] = func
-        return self.functions[id(func)]
+    def _function(self, target: str, kind: str | None = None) -> str:
+        function = Function(kind=kind or ("form" if target in FORMS else "operator"), target=target)
+        if function not in self.functions:
+            plain = target.split(".")[1]
+            name = f"f{len(self.functions)}_{'' if function.kind == 'operator' else function.kind + '_'}{plain}"
+            self.functions[function] = name
+            self.names[name] = function
+        return self.functions[function]
 
     def _delete(self, position: int) -> None:
         names = [name for i in self.dying.get(position, ()) for name in self.alive.pop(i, ())]

@@ -17,7 +17,7 @@ from fedhybrid.executor.finding import AUTO, effort_for, find_plan
 from fedhybrid.executor.forms import update_form
 from fedhybrid.executor.lower import lower
 from fedhybrid.executor.options import LOSS_FREE, PlanOptions
-from fedhybrid.executor.program import ProgramRunner
+from fedhybrid.executor.program import AuxLayout, ProgramRunner
 from fedhybrid.executor.sensitivity import CodecOf, gradient_errors
 from fedhybrid.executor.sketch import GradientSketch, sketch_of
 from fedhybrid.graph import BatchSpec, StepGraph
@@ -244,8 +244,14 @@ class PreparedStep:
             updates=self.updates,
             clip_norm=self.clip_norm,
             micro_batches=self.micro_batches,
-            aux=None if self.graph.aux is None else self.graph.values[self.graph.aux],
+            aux=self._aux_layout(),
         )
+
+    def _aux_layout(self) -> AuxLayout | None:
+        if self.graph.aux is None:
+            return None
+        value = self.graph.values[self.graph.aux]
+        return AuxLayout(shape=value.shape, dtype=value.dtype)
 
     def keep_all(self) -> Plan:
         """The plan that decides nothing."""
@@ -331,6 +337,7 @@ class PreparedStep:
         Raises:
             InfeasibleBudgetError: Here the plan's peak is above the budget that it was made for.
         """
+        assert runner.found is not None, "compiled here"
         if self.resident_bytes + max(runner.found.peak_bytes, self.closing.peak_bytes) == plan.peak_bytes:
             return plan
         error = plan.gradient_error

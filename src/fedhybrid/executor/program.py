@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
@@ -12,13 +13,49 @@ from torch import Tensor
 from fedhybrid.codecs import BoundCodec
 from fedhybrid.executor.bound import BoundModel
 from fedhybrid.executor.clip import clip_coefficient
-from fedhybrid.executor.lower import Program
 from fedhybrid.executor.micro import joined_shape, parts_of
 from fedhybrid.executor.running import Apply
-from fedhybrid.graph import BatchSpec, Value
-from fedhybrid.planner import Solution, Update
+from fedhybrid.graph import BatchSpec
+from fedhybrid.planner import Update
 
-__all__ = ["ProgramRunner"]
+if TYPE_CHECKING:
+    from fedhybrid.executor.naming import Meaning
+    from fedhybrid.planner import Solution
+
+__all__ = ["AuxLayout", "Program", "ProgramRunner"]
+
+StepFunction = Callable[
+    [list[Tensor], list[Tensor], list[Tensor], Callable[[int, Tensor], None], Callable[[list[Tensor]], None]],
+    tuple[Any, Any],
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A generated step: `run(params, buffers, batch, update, clip) -> (loss, aux)`, to be called under `no_grad`.
+
+    `clip(gradients)` is called once, before the first update, where the problem holds gradients back, with one gradient
+    per update in order; it may change them in place.
+
+    Attributes:
+        run: The function.
+        source: Its text.
+        table: What the names in the text stand for.
+        codecs: Those of the tensors that wait packed.
+    """
+
+    run: StepFunction
+    source: str
+    table: Mapping[str, Meaning]
+    codecs: tuple[BoundCodec, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuxLayout:
+    """Shape and type of what the loss function returns beside the loss, for one program run."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
 
 
 @final
@@ -26,33 +63,37 @@ class ProgramRunner:
     """A compiled plan of one batch shape.
 
     Attributes:
-        found: The plan's decisions and schedule here.
+        program: What runs once for each micro-batch.
+        spec: Of the whole batch.
+        updates: The optimizer's, as the program numbers them.
+        aux: Of one micro-batch; None where there is none.
+        found: The plan's decisions and schedule; None where the program was made by another process.
     """
 
     def __init__(
         self,
         *,
         program: Program,
-        found: Solution,
         spec: BatchSpec,
         updates: Sequence[Update],
         clip_norm: float | None,
         micro_batches: int,
-        aux: Value | None,
+        aux: AuxLayout | None,
+        found: Solution | None = None,
     ) -> None:
         self.found = found
-        self._program, self._spec, self._updates = program, spec, updates
-        self._clip_norm, self._micro_batches, self._aux = clip_norm, micro_batches, aux
+        self.program, self.spec, self.updates, self.aux = program, spec, updates, aux
+        self._clip_norm, self._micro_batches = clip_norm, micro_batches
 
     @property
     def codecs(self) -> Sequence[BoundCodec]:
         """Those of the tensors that wait packed."""
-        return self._program.codecs
+        return self.program.codecs
 
     @property
     def source(self) -> str:
         """The generated program as text."""
-        return self._program.source
+        return self.program.source
 
     def run(self, bound: BoundModel, batch: Any, apply: Apply) -> tuple[Tensor, Tensor | None]:
         """One step: loss and auxiliary output; `apply` gets every parameter's final gradient.
@@ -60,47 +101,47 @@ class ProgramRunner:
         Raises:
             ConfigError: The batch is not of the shapes that the program was made for.
         """
-        tensors = self._spec.flatten(batch)
+        tensors = self.spec.flatten(batch)
         with torch.no_grad():
             if self._micro_batches > 1:
                 return self._in_parts(bound, tensors, apply)
             if self._clip_norm is None:
                 update = partial(self._update, apply)
-                loss, aux = self._program.run(bound.params, bound.buffers, tensors, update, _no_clip)
+                loss, aux = self.program.run(bound.params, bound.buffers, tensors, update, _no_clip)
             else:
-                clipped = _Clipped(self._clip_norm, bound, self._updates, apply)
-                loss, aux = self._program.run(bound.params, bound.buffers, tensors, clipped.update, clipped.clip)
+                clipped = _Clipped(self._clip_norm, bound, self.updates, apply)
+                loss, aux = self.program.run(bound.params, bound.buffers, tensors, clipped.update, clipped.clip)
         return loss, aux
 
     def _update(self, apply: Apply, index: int, grad: Tensor) -> None:
-        update = self._updates[index]
+        update = self.updates[index]
         apply(update.name, grad, update.owned)
 
     def _in_parts(self, bound: BoundModel, tensors: list[Tensor], apply: Apply) -> tuple[Tensor, Tensor | None]:
-        sums = [torch.empty_like(bound.by_name[update.name]) for update in self._updates]
+        sums = [torch.empty_like(bound.by_name[update.name]) for update in self.updates]
         total, joined = None, self._room_for_aux()
         for part, piece in enumerate(parts_of(tensors, self._micro_batches)):
             add = partial(_set if part == 0 else _add, sums)
-            loss, aux = self._program.run(bound.params, bound.buffers, piece, add, _no_clip)
+            loss, aux = self.program.run(bound.params, bound.buffers, piece, add, _no_clip)
             total = loss if total is None else total.add_(loss)
             if joined is not None and aux is not None:
                 joined.narrow(0, part * len(aux), len(aux)).copy_(aux)
             del loss, aux
         if self._clip_norm is not None:
-            coefficient = clip_coefficient(sums, [bound.by_name[u.name] for u in self._updates], self._clip_norm)
+            coefficient = clip_coefficient(sums, [bound.by_name[u.name] for u in self.updates], self._clip_norm)
             for grad in sums:
                 grad.mul_(coefficient)
             del grad
-        for update in self._updates:
+        for update in self.updates:
             apply(update.name, sums.pop(0), True)
         assert total is not None
         return total, joined
 
     def _room_for_aux(self) -> Tensor | None:
         """For the auxiliary outputs of all micro-batches."""
-        if self._aux is None:
+        if self.aux is None:
             return None
-        return torch.empty(joined_shape(self._aux.shape, self._micro_batches), dtype=self._aux.dtype)
+        return torch.empty(joined_shape(self.aux.shape, self._micro_batches), dtype=self.aux.dtype)
 
 
 def _set(sums: list[Tensor], index: int, grad: Tensor) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
 from fedhybrid.codecs import BoundCodec
 from fedhybrid.executor.bound import BoundModel, Layouts
-from fedhybrid.executor.options import PlanOptions
-from fedhybrid.planner import Plan
 from fedhybrid.protocols import Optimizer
-from fedhybrid.units import Budget
+
+if TYPE_CHECKING:
+    from fedhybrid.executor.options import PlanOptions
+    from fedhybrid.planner import Plan
+    from fedhybrid.units import Budget
 
 __all__ = ["Apply", "Preparation", "Runner"]
 

@@ -1,10 +1,25 @@
 """Capture of a whole training step as one graph of ATen operators, and the rewrites that cost nothing."""
 
-from fedhybrid.graph.capture import BatchSpec, batch_tensors, call_loss, capture_step
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedhybrid.graph.batch import BatchSpec, batch_tensors, call_loss
 from fedhybrid.graph.fingerprint import fingerprint
 from fedhybrid.graph.ir import Op, Ref, Role, StepGraph, Storage, Value, map_refs, refs_of
 from fedhybrid.graph.rewrite import rewrite
 from fedhybrid.graph.torch_adapter import allocator_events, overload, peak_of
+from fedhybrid.lazy import lazily
+
+if TYPE_CHECKING:
+    from fedhybrid.graph.capture import capture_step
+else:
+    __getattr__ = lazily(
+        __name__,
+        {
+            "capture_step": "capture",
+        },
+    )
 
 __all__ = [
     "BatchSpec",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,10 +13,12 @@ from torch.fx import Node
 
 from fedhybrid.errors import CaptureError, ConfigError
 from fedhybrid.graph import torch_adapter as adapter
+from fedhybrid.graph import torch_tracing as tracing
+from fedhybrid.graph.batch import BatchSpec, batch_tensors, call_loss
 from fedhybrid.graph.guard import check_trainable, untouched
 from fedhybrid.graph.ir import Op, Ref, Role, StepGraph, Storage, Value
 
-__all__ = ["BatchSpec", "batch_tensors", "call_loss", "capture_step"]
+__all__ = ["capture_step"]
 
 _VALUES = (
     "Shapes and Python branches must not depend on tensor values: use torch.where, masks or fixed sizes there, "
@@ -25,92 +27,6 @@ _VALUES = (
 _TRY_PLAIN = "Run loss_fn(model(x), y) once without FedHybrid: if that fails too, the model does not fit this batch."
 
 _FORWARDED = {"aten.detach.default", "aten.alias.default", "aten.lift_fresh.default", "aten.detach_.default"}
-
-
-@dataclass(frozen=True)
-class BatchSpec:
-    """Structure, shapes and types of a batch; a program takes exactly one."""
-
-    structure: Any
-    shapes: tuple[tuple[int, ...], ...]
-    strides: tuple[tuple[int, ...], ...]
-    dtypes: tuple[torch.dtype, ...]
-
-    def flatten(self, batch: Any) -> list[Tensor]:
-        """The batch's tensors in order.
-
-        Raises:
-            ConfigError: Another structure, shape or type than the program was captured with.
-        """
-        leaves, structure = pytree.tree_flatten(batch)
-        if structure != self.structure:
-            raise ConfigError(f"the batch must have the structure {self.structure}, got {structure}")
-        shapes = tuple(tuple(leaf.shape) for leaf in leaves)
-        if shapes != self.shapes or tuple(leaf.dtype for leaf in leaves) != self.dtypes:
-            raise ConfigError(
-                f"this step was compiled for batches of shapes {list(self.shapes)} and types {list(self.dtypes)}, "
-                f"got {list(shapes)} and {[leaf.dtype for leaf in leaves]}. "
-                "Compile a step for this shape too, or compile with other_shapes='compile'."
-            )
-        if tuple(leaf.stride() for leaf in leaves) != self.strides:
-            raise ConfigError(
-                f"this step was compiled for batches with strides {list(self.strides)}, got "
-                f"{[leaf.stride() for leaf in leaves]}. Call .contiguous() on the batch, or compile with such a batch."
-            )
-        if any(leaf.device.type != "cpu" for leaf in leaves):
-            raise ConfigError(f"the batch must be on the CPU, found {[leaf.device.type for leaf in leaves]}")
-        return list(leaves)
-
-
-def batch_tensors(batch: Any) -> tuple[list[Tensor], BatchSpec]:
-    """The tensors of a batch and the structure that puts them back.
-
-    Raises:
-        ConfigError: Something in the batch is no tensor.
-    """
-    leaves, structure = pytree.tree_flatten(batch)
-    if not (isinstance(batch, dict) or (isinstance(batch, tuple) and len(batch) == 2)):
-        found = f"{type(batch).__name__} of length {len(batch)}" if isinstance(batch, tuple) else type(batch).__name__
-        raise ConfigError(f"a batch must be a pair (x, y) or one dictionary of tensors, got {found}")
-    strange = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)]
-    if strange or not leaves:
-        raise ConfigError(f"a batch must hold tensors only, got {', '.join(strange) or 'nothing'}")
-    elsewhere = {t.device.type for t in leaves} - {"cpu"}
-    if elsewhere:
-        raise ConfigError(f"the batch must be on the CPU in this version, found it on {', '.join(sorted(elsewhere))}")
-    spec = BatchSpec(
-        structure,
-        tuple(tuple(t.shape) for t in leaves),
-        tuple(t.stride() for t in leaves),
-        tuple(t.dtype for t in leaves),
-    )
-    return leaves, spec
-
-
-def call_loss(model: Callable[..., Any], loss_fn: Callable[..., Any], batch: Any) -> tuple[Tensor, Tensor | None]:
-    """Loss and auxiliary output of one batch.
-
-    A batch `(x, y)` means `loss_fn(model(x), y)`, with `x` a tensor, a tuple of positional or a dictionary of keyword
-    inputs; a batch that is one dictionary means `loss_fn(model, batch)`.
-    """
-    if isinstance(batch, dict):
-        result = loss_fn(model, batch)
-    else:
-        x, y = batch
-        if isinstance(x, dict):
-            output = model(**x)
-        elif isinstance(x, (tuple, list)):
-            output = model(*x)
-        else:
-            output = model(x)
-        result = loss_fn(output, y)
-    loss, aux = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
-    if not isinstance(loss, Tensor) or not isinstance(aux, Tensor | None):
-        found = f"({type(loss).__name__}, {type(aux).__name__})" if aux is not None else type(loss).__name__
-        raise ConfigError(f"loss_fn must return a scalar tensor, or a pair (scalar, tensor), got {found}")
-    if loss.dim() != 0:
-        raise ConfigError(f"loss_fn must return a scalar, got shape {tuple(loss.shape)}; take its mean or sum")
-    return loss, None if aux is None else aux.detach()
 
 
 def capture_step(model: nn.Module, loss_fn: Callable[..., Any], batch: Any) -> tuple[StepGraph, BatchSpec]:
@@ -137,7 +53,7 @@ def capture_step(model: nn.Module, loss_fn: Callable[..., Any], batch: Any) -> t
             return torch.func.functional_call(model, state, args, kwargs)
 
         loss, aux = call_loss(stateless, loss_fn, inputs)
-        boundary.append(adapter.traced_so_far())
+        boundary.append(tracing.traced_so_far())
         wanted = [given for given, name in zip(flat, params, strict=False) if params[name].requires_grad]
         grads = torch.autograd.grad(loss, wanted, allow_unused=True)
         with torch.no_grad():  # functional_call leaves a buffer that the model assigned anew in `state`
@@ -148,7 +64,7 @@ def capture_step(model: nn.Module, loss_fn: Callable[..., Any], batch: Any) -> t
 
     try:
         with untouched(model):
-            traced, held = adapter.trace(whole_step, [*params.values(), *buffers.values(), *leaves])
+            traced, held = tracing.trace(whole_step, [*params.values(), *buffers.values(), *leaves])
         builder = _Builder(traced, held, boundary[-1])
         builder.add_inputs(params, buffers, leaves)
         return builder.build(trained), spec
@@ -156,7 +72,7 @@ def capture_step(model: nn.Module, loss_fn: Callable[..., Any], batch: Any) -> t
         raise
     except Exception as error:  # whatever the model's own code or torch's tracer raises is one thing to the user
         first_line = (str(error).strip().splitlines() or ["(no message)"])[0]
-        advice = _VALUES if adapter.depends_on_values(error) else _TRY_PLAIN
+        advice = _VALUES if tracing.depends_on_values(error) else _TRY_PLAIN
         raise CaptureError(_where(error), f"{type(error).__name__}: {first_line}", advice) from error
 
 
@@ -253,7 +169,7 @@ class _Builder:
             storage = len(self.storages)
             self.storages.append(Storage(storage, fake.untyped_storage().nbytes(), role, name))
             if role is Role.TEMP:
-                self.key_of[storage] = adapter.memory_key(fake)
+                self.key_of[storage] = tracing.memory_key(fake)
         index = len(self.values)
         shape, stride = tuple(int(n) for n in fake.shape), tuple(int(n) for n in fake.stride())
         self.values.append(Value(index, storage, shape, stride, int(fake.storage_offset()), fake.dtype, base))

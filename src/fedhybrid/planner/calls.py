@@ -17,7 +17,7 @@ from fedhybrid.errors import CaptureError
 from fedhybrid.graph import Op, Ref, Role, StepGraph, Value, map_refs
 from fedhybrid.protocols import Optimizer
 
-__all__ = ["Update", "replay_form", "signature", "updates_of"]
+__all__ = ["FORMS", "Update", "replay_form", "signature", "updates_of"]
 
 _BATCH_NORM = "aten.native_batch_norm.default"
 
@@ -84,6 +84,13 @@ def normalise_from_scratch(
     if weight is None and statistics != x.dtype:
         mean, variance = torch.zeros(2, x.shape[1], dtype=statistics)
     return torch.native_batch_norm(x, weight, bias, mean, variance, True, 0.0, eps)[0]
+
+
+# Functions of our own that stand for an operator when it is run again, by the target that their ops carry.
+FORMS: dict[str, Callable[..., Tensor]] = {
+    "fedhybrid.normalise_again": normalise_again,
+    "fedhybrid.normalise_from_scratch": normalise_from_scratch,
+}
 
 
 def replay_form(graph: StepGraph, op: Op, *, exact_affine: bool) -> Op | None:

@@ -131,16 +131,20 @@ class Packable:
 
     def codec(self, storage: int, name: str) -> Codec:
         """The codec of that name with the options that a storage's readers need."""
+        return CODECS[name](**self.codec_options(storage, name))
+
+    def codec_options(self, storage: int, name: str) -> dict[str, object]:
+        """Those options, which JSON can hold."""
         if name == "narrow":
-            return CODECS[name](limit=self._limits[storage])
+            return {"limit": self._limits[storage]}
         if name not in LOSSY:
-            return CODECS[name]()
+            return {}
         options: dict[str, object] = {"gates": self.gates(storage)}
         if name not in _WITHOUT_CLAMPING:
             options["clamped"] = self.clamped(storage)
         if name == "mesa":
             options["groups"] = self._groups(self.whole[storage])
-        return CODECS[name](**options)
+        return options
 
     def likeness(self, storage: int) -> Hashable:
         """Equal for storages that are made, shaped and read alike, as those of equal blocks are."""
