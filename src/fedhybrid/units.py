@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from dataclasses import dataclass
 
 from fedhybrid.errors import ConfigError
@@ -16,6 +17,9 @@ _FACTORS = {
 }  # fmt: skip
 _AMOUNT = re.compile(r"\s*(-?[0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 _PERCENT = re.compile(r"\s*(-?[0-9]*\.?[0-9]+)\s*%\s*")
+_LONGEST = 40  # characters; the expressions take a time that grows with the square of a text's length
+_MOST_BYTES = 2**63 - 1
+_MOST_PERCENT = 1e6
 
 
 @dataclass(frozen=True)
@@ -41,26 +45,26 @@ def parse_bytes(amount: str | int) -> int:
     """Bytes from an integer or a text such as "96 MiB" (2**20) or "1.5 GB" (10**9).
 
     Raises:
-        ConfigError: Not an amount, or not positive.
+        ConfigError: Not an amount, not positive, or 8 EiB and more.
 
     >>> parse_bytes("96 MiB"), parse_bytes("1.5 GB"), parse_bytes(512)
     (100663296, 1500000000, 512)
     """
     if isinstance(amount, bool) or not isinstance(amount, (int, str)):
-        raise ConfigError(f'a byte budget must be a whole number or a text like "96 MiB", got {amount!r}')
+        raise ConfigError(f'a byte budget must be a whole number or a text like "96 MiB", got {reprlib.repr(amount)}')
     if isinstance(amount, int):
         total_bytes = amount
     else:
-        match = _AMOUNT.fullmatch(amount)
+        match = _AMOUNT.fullmatch(amount) if len(amount) <= _LONGEST else None
         factor = _FACTORS.get(match[2].lower()) if match else None
         if match is None or factor is None:
-            raise ConfigError(f'a byte budget must look like "96 MiB", "1.5 GB" or "40%", got {amount!r}')
+            raise ConfigError(f'a byte budget must look like "96 MiB", "1.5 GB" or "40%", got {reprlib.repr(amount)}')
         amount_bytes = float(match[1]) * factor
-        if amount_bytes > 2**63:
-            raise ConfigError(f"a byte budget must be below 8 EiB, got {amount!r}")
-        total_bytes = int(amount_bytes)
+        total_bytes = int(amount_bytes) if abs(amount_bytes) <= _MOST_BYTES else _MOST_BYTES + 1
+    if total_bytes > _MOST_BYTES:
+        raise ConfigError(f"a byte budget must be below 8 EiB, got {reprlib.repr(amount)}")
     if total_bytes <= 0:
-        raise ConfigError(f"a byte budget must be positive, got {amount!r}")
+        raise ConfigError(f"a byte budget must be positive, got {reprlib.repr(amount)}")
     return total_bytes
 
 
@@ -68,17 +72,19 @@ def parse_budget(text: str | int | Budget) -> Budget:
     """A budget in bytes or in per cent of the eager step's peak above the resident bytes.
 
     Raises:
-        ConfigError: Neither of the two, or not positive.
+        ConfigError: Neither of the two, not positive, or more than any machine has (8 EiB, 1,000,000 %).
 
     >>> parse_budget("40%")
     Budget(total_bytes=None, share_ratio=0.4)
     """
     if isinstance(text, Budget):
         return text
-    if isinstance(text, str) and (match := _PERCENT.fullmatch(text)):
+    if isinstance(text, str) and len(text) <= _LONGEST and (match := _PERCENT.fullmatch(text)):
         share_ratio = float(match[1]) / 100
         if share_ratio <= 0:
             raise ConfigError(f"a budget in per cent must be positive, got {text!r}")
+        if share_ratio > _MOST_PERCENT / 100:
+            raise ConfigError(f"a budget in per cent must be at most {_MOST_PERCENT:,.0f}, got {text!r}")
         return Budget(share_ratio=share_ratio)
     return Budget(total_bytes=parse_bytes(text))
 

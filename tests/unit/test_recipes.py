@@ -12,9 +12,9 @@ from tests.federation_parts import recipe
 from fedhybrid.errors import ConfigError
 from fedhybrid.executor import SGD, Adam, AdamW, Proximal
 from fedhybrid.experiment import build_federation, config_toml, load_config
-from fedhybrid.experiment.build import base_optimizer
 from fedhybrid.experiment.check import to_table, variants_of
 from fedhybrid.experiment.config import RunConfig, TrainTable
+from fedhybrid.experiment.material import base_optimizer
 from fedhybrid.experiment.overrides import apply_overrides
 from fedhybrid.experiment.parts import input_files
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedhybrid.devices.profile import DeviceProfile, KindRate, read_profile
+from fedhybrid.devices.profile import DeviceProfile, KindRate, parse_profile, profile_table, read_profile
 from fedhybrid.registry import lookup
 
-__all__ = ["DEVICES", "DeviceProfile", "KindRate", "load_profile"]
+__all__ = ["DEVICES", "DeviceProfile", "KindRate", "load_profile", "parse_profile", "profile_table"]
 
 _PROFILES = Path(__file__).parent / "profiles"
 

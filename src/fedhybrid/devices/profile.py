@@ -7,18 +7,20 @@ wins. Energy figures may be left out, but only all of them. Every file says in `
 
 from __future__ import annotations
 
+import dataclasses
+import reprlib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedhybrid.errors import ConfigError
 from fedhybrid.opwork import OP_KINDS, OpWork
 
-__all__ = ["DeviceProfile", "KindRate", "read_profile"]
+__all__ = ["DeviceProfile", "KindRate", "parse_profile", "profile_table", "read_profile"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,12 @@ class DeviceProfile:
 
 
 _ENERGY = ("watts_compute", "joules_per_byte_up", "joules_per_byte_down")
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Ranges are wide (a microcontroller, a rack), and narrow enough that no sum or product of a run leaves the numbers.
+_LEAST_PER_S, _MOST_PER_S = 1e3, 1e18
+_Rate = Annotated[float, Field(ge=_LEAST_PER_S, le=_MOST_PER_S)]
+_Link = Annotated[float, Field(ge=1.0, le=1e15)]
+_Watts = Annotated[float, Field(ge=1e-6, le=1e6)]
+_JoulesPerByte = Annotated[float, Field(ge=1e-15, le=1.0)]
 _Ratio = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -92,8 +99,8 @@ class _Table(BaseModel):
 
 
 class _Rates(_Table):
-    flops_per_s: _Positive
-    bytes_per_s: _Positive
+    flops_per_s: _Rate
+    bytes_per_s: _Rate
 
 
 class _Shares(_Table):
@@ -105,13 +112,13 @@ class _File(_Table):
     name: str = Field(min_length=1)
     title: str = Field(min_length=1)
     sources: list[str] = Field(min_length=1)
-    memory_bytes: int = Field(gt=0)
-    op_overhead_s: float = Field(ge=0, allow_inf_nan=False)
-    uplink_bytes_per_s: _Positive
-    downlink_bytes_per_s: _Positive
-    watts_compute: _Positive | None = None
-    joules_per_byte_up: _Positive | None = None
-    joules_per_byte_down: _Positive | None = None
+    memory_bytes: int = Field(ge=2**20, le=2**50)
+    op_overhead_s: float = Field(ge=0, le=10)
+    uplink_bytes_per_s: _Link
+    downlink_bytes_per_s: _Link
+    watts_compute: _Watts | None = None
+    joules_per_byte_up: _JoulesPerByte | None = None
+    joules_per_byte_down: _JoulesPerByte | None = None
     peak: _Rates | None = None
     efficiency_ratio: dict[str, _Shares] = Field(default_factory=dict)
     kinds: dict[str, _Rates] = Field(default_factory=dict)
@@ -125,28 +132,42 @@ def read_profile(path: Path) -> DeviceProfile:
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-        file = _File.model_validate(table)
     except OSError as error:
         raise ConfigError(f"device profile {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"device profile {path} is not TOML: {error}") from error
+    return parse_profile(table, f"device profile {path}")
+
+
+def parse_profile(table: Mapping[str, Any], where: str) -> DeviceProfile:
+    """The profile in a table such as a file holds.
+
+    Args:
+        table: Its content.
+        where: It comes from, for messages.
+
+    Raises:
+        ConfigError: Unknown or missing keys, or figures outside their range; all at once.
+    """
+    try:
+        file = _File.model_validate(table)
     except ValidationError as error:
         raise ConfigError(
             [
-                f"device profile {path}: {'.'.join(str(part) for part in found['loc'])}: {found['msg']}, "
-                f"got {found['input']!r}"
+                f"{where}: {'.'.join(f'{part!s:.80}' for part in found['loc'])}: {found['msg']}, "
+                f"got {reprlib.repr(found['input'])}"
                 for found in error.errors()
             ]
         ) from error
     missing = [key for key in _ENERGY if getattr(file, key) is None]
     if 0 < len(missing) < len(_ENERGY):
-        raise ConfigError(f"device profile {path}: energy figures go together, {', '.join(missing)} missing")
+        raise ConfigError(f"{where}: energy figures go together, {', '.join(missing)} missing")
     return DeviceProfile(
         name=file.name,
         title=file.title,
         sources=tuple(file.sources),
         memory_bytes=file.memory_bytes,
-        kinds=_rates(file, path),
+        kinds=_rates(file, where),
         op_overhead_s=file.op_overhead_s,
         uplink_bytes_per_s=file.uplink_bytes_per_s,
         downlink_bytes_per_s=file.downlink_bytes_per_s,
@@ -156,10 +177,16 @@ def read_profile(path: Path) -> DeviceProfile:
     )
 
 
-def _rates(file: _File, path: Path) -> dict[str, KindRate]:
+def profile_table(profile: DeviceProfile) -> dict[str, Any]:
+    """The profile as a table that `parse_profile` reads; JSON."""
+    table = dataclasses.asdict(profile) | {"sources": list(profile.sources)}
+    return {key: value for key, value in table.items() if value is not None}
+
+
+def _rates(file: _File, where: str) -> dict[str, KindRate]:
     """One rate for each kind of operator."""
     problems = [
-        f"device profile {path}: unknown operator kind {kind!r}. Known: {', '.join(OP_KINDS)}."
+        f"{where}: unknown operator kind {reprlib.repr(kind)}. Known: {', '.join(OP_KINDS)}."
         for kind in sorted((file.kinds.keys() | file.efficiency_ratio.keys()) - set(OP_KINDS))
     ]
     rates: dict[str, KindRate] = {}
@@ -169,11 +196,17 @@ def _rates(file: _File, path: Path) -> dict[str, KindRate]:
             rates[kind] = KindRate(flops_per_s=direct.flops_per_s, bytes_per_s=direct.bytes_per_s)
         elif file.peak is not None and kind in file.efficiency_ratio:
             share = file.efficiency_ratio[kind]
-            rates[kind] = KindRate(
+            rate = KindRate(
                 flops_per_s=file.peak.flops_per_s * share.flops, bytes_per_s=file.peak.bytes_per_s * share.bytes
             )
+            if min(rate.flops_per_s, rate.bytes_per_s) < _LEAST_PER_S:
+                problems.append(
+                    f"{where}: [peak] times efficiency_ratio.{kind} must be {_LEAST_PER_S:g} per second at least, got "
+                    f"{rate.flops_per_s:g} operations and {rate.bytes_per_s:g} bytes"
+                )
+            rates[kind] = rate
         else:
-            problems.append(f"device profile {path}: needs [kinds.{kind}], or [peak] and efficiency_ratio.{kind}")
+            problems.append(f"{where}: needs [kinds.{kind}], or [peak] and efficiency_ratio.{kind}")
     if problems:
         raise ConfigError(problems)
     return rates

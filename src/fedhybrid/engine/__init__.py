@@ -9,21 +9,50 @@ Where to find what:
   `faults`, `traffic` (bytes on the links), `states` (what a client keeps);
 - the training itself: `runtime` (a client at the one model), `labour` (in this process), `crew` (in several processes),
   `evaluate`;
-- files: `claim`, `folder`, `checkpoint`, `bundle` (tensors and JSON as bytes), `planfiles`, `files`.
+- files: `claim`, `folder`, `checkpoint`, `bundle` (tensors and JSON as bytes), `planfiles`, `files`;
+- this process: `footprint`.
 """
 
 from __future__ import annotations
 
-from fedhybrid.engine.claim import Claim, claim_folders
-from fedhybrid.engine.faults import Faults, read_incidents
-from fedhybrid.engine.federation import Federation, RunNames
-from fedhybrid.engine.folder import RunFolder
-from fedhybrid.engine.loop import run_federation
-from fedhybrid.engine.plans import PlanBook
-from fedhybrid.engine.progress import Progress, Quiet
-from fedhybrid.engine.schedule import Evaluation, Schedule
-from fedhybrid.engine.summary import process_resident_bytes
-from fedhybrid.engine.world import Assemble, World, assemble
+from typing import TYPE_CHECKING
+
+from fedhybrid.lazy import lazily
+
+if TYPE_CHECKING:
+    from fedhybrid.engine.claim import Claim, claim_folders
+    from fedhybrid.engine.faults import Faults, read_incidents
+    from fedhybrid.engine.federation import Federation, RunNames
+    from fedhybrid.engine.folder import RunFolder
+    from fedhybrid.engine.footprint import process_resident_bytes
+    from fedhybrid.engine.loop import run_federation
+    from fedhybrid.engine.plans import PlanBook
+    from fedhybrid.engine.progress import Progress, Quiet
+    from fedhybrid.engine.schedule import Evaluation, Schedule
+    from fedhybrid.engine.world import Assemble, World, assemble
+else:
+    __getattr__ = lazily(
+        __name__,
+        {
+            "Assemble": "world",
+            "Claim": "claim",
+            "Evaluation": "schedule",
+            "Faults": "faults",
+            "Federation": "federation",
+            "PlanBook": "plans",
+            "Progress": "progress",
+            "Quiet": "progress",
+            "RunFolder": "folder",
+            "RunNames": "federation",
+            "Schedule": "schedule",
+            "World": "world",
+            "assemble": "world",
+            "claim_folders": "claim",
+            "process_resident_bytes": "footprint",
+            "read_incidents": "faults",
+            "run_federation": "loop",
+        },
+    )
 
 __all__ = [
     "Assemble",

@@ -60,7 +60,7 @@ def pack_bundle(header: Mapping[str, Any], groups: Mapping[str, Tensors], *, all
 
 
 def unpack_bundle(packed: bytes) -> tuple[dict[str, Any], dict[str, Tensors]]:
-    """Header and groups again; for bytes of this program's own making."""
+    """Header and groups again; for bytes of this program's own making (others: `parcels.read_bundle_bytes`)."""
     length_bytes = int.from_bytes(packed[:_PREFIX_BYTES], "little")
     metadata = json.loads(packed[_PREFIX_BYTES : _PREFIX_BYTES + length_bytes])["__metadata__"]
     return _sorted_out(metadata, load(packed))
@@ -76,7 +76,7 @@ def read_bundle(path: Path) -> tuple[dict[str, Any], dict[str, Tensors]]:
         with safe_open(path, framework="pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
             return _sorted_out(stored.metadata() or {}, tensors)
-    except (SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no checkpoint of a run ({error}); start again with another --out") from error
 
 

@@ -14,28 +14,25 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, final
 
 import torch
 
-from fedhybrid.engine.bundle import pack_bundle, task_as_json, task_from_json, unpack_bundle
+from fedhybrid.engine.bundle import pack_bundle, unpack_bundle
 from fedhybrid.engine.labour import Job, do_job
+from fedhybrid.engine.parcels import delivery_from, delivery_parts, job_from, job_parts
 from fedhybrid.engine.plans import PlanBook
 from fedhybrid.engine.runtime import Workbench
 from fedhybrid.engine.traffic import Delivery, Traffic
-from fedhybrid.engine.walk import Leg
 from fedhybrid.errors import ConfigError
 from fedhybrid.planner import Plan
 from fedhybrid.protocols import Method
-from fedhybrid.records import Update
 from fedhybrid.tree import Tensors
 
 __all__ = ["Crew"]
-
-_TENSORS = ("weights", "masks", "state")
 
 
 @dataclass(eq=False)
@@ -123,18 +120,9 @@ class Crew:
         news = {leg.plan for leg in job.legs if leg.plan is not None} - worker.plans
         plans = {name: self._book.program(job.device, name).to_json() for name in sorted(news)}
         same = worker.model == id(job.task.weights)
-        groups = {"state": job.state, "shard": {"": torch.from_numpy(job.shard)}}
-        if not same:
-            groups["model"] = job.task.weights
-        header = {
-            "task": task_as_json(job.task),
-            "device": job.device,
-            "legs": [[leg.plan, leg.steps] for leg in job.legs],
-            "evaluation_batch": job.evaluation_batch,
-            "plans": plans,
-        }
+        header, groups = job_parts(job, model=not same)
         try:
-            worker.pipe.send_bytes(pack_bundle(header, groups))
+            worker.pipe.send_bytes(pack_bundle(header | {"plans": plans}, groups))
         except OSError as error:
             raise _died(worker) from error
         worker.ticket, worker.model, worker.kept = ticket, id(job.task.weights), job
@@ -153,11 +141,7 @@ class Crew:
         if ticket in self._dropped:
             self._dropped.remove(ticket)
             return
-        payload = groups["payload"][""].numpy().tobytes() if "payload" in groups else None
-        told: dict[str, Any] = header["update"] | {name: groups[name] for name in _TENSORS if name in groups}
-        self._done[ticket] = Delivery(
-            update=Update(**told), payload=payload, served=groups.get("served", {}), **header["talk"]
-        )
+        self._done[ticket] = delivery_from(header, groups)
 
 
 def _died(worker: _Worker) -> RuntimeError:
@@ -185,31 +169,7 @@ def _serve(pipe: Connection, others: list[Connection], do: Callable[[Job], Deliv
 
 
 def _answer(header: dict[str, Any], groups: dict[str, Tensors], model: Tensors, do: Callable[[Job], Delivery]) -> bytes:
-    job = Job(
-        task=task_from_json(header["task"], model),
-        device=header["device"],
-        legs=tuple(Leg(plan=plan, steps=steps) for plan, steps in header["legs"]),
-        shard=groups["shard"][""].numpy(),
-        state=groups["state"],
-        at_s=0.0,
-        evaluation_batch=header["evaluation_batch"],
-    )
     try:
-        return _packed(do(job))
+        return pack_bundle(*delivery_parts(do(job_from(header, groups, model=model))), allow_nan=True)
     except Exception as error:  # whatever it is, the parent must hear of it
         return pack_bundle({"error": f"{type(error).__name__}: {error}"}, {})
-
-
-def _packed(delivery: Delivery) -> bytes:
-    update = delivery.update
-    told = {f.name: getattr(update, f.name) for f in fields(update) if f.name not in _TENSORS}
-    told["metrics"] = dict(update.metrics)
-    tensors: dict[str, Tensors] = {"weights": update.weights, "masks": update.masks}
-    if update.state is not None:
-        tensors["state"] = update.state
-    if delivery.payload is not None:
-        tensors["payload"] = {"": torch.frombuffer(bytearray(delivery.payload), dtype=torch.uint8)}
-    if delivery.served:
-        tensors["served"] = delivery.served
-    talk = {"asked_bytes": delivery.asked_bytes, "answered_bytes": delivery.answered_bytes}
-    return pack_bundle({"update": told, "talk": talk}, tensors, allow_nan=True)  # training may have diverged

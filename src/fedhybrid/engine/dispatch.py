@@ -182,6 +182,7 @@ def _client_record(world: World, task: ClientTask, event: TaskEvent, round_index
         violations=event.cost.violations,
         switches=event.cost.switches,
         accuracy=update.metrics.get("accuracy") if update else None,
+        runtime_bytes=event.cost.runtime_bytes,
     )
 
 

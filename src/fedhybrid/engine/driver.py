@@ -6,19 +6,19 @@ import heapq
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import final
 
 from fedhybrid.data import Shards
 from fedhybrid.engine.faults import damaged
-from fedhybrid.engine.journey import Journey, JourneyPlanner, failure_of, figures_of
+from fedhybrid.engine.journey import Journey, JourneyPlanner, failure_of
 from fedhybrid.engine.labour import Job, Labour
 from fedhybrid.engine.plans import PlanBook
+from fedhybrid.engine.receiving import received
 from fedhybrid.engine.states import ClientStates
 from fedhybrid.engine.traffic import Delivery, Traffic
-from fedhybrid.errors import ConfigError
 from fedhybrid.fleet import Fleet, VirtualClock, free_clients
 from fedhybrid.records import ClientTask, Failure, IntArray, TaskCost, TaskEvent, Update
-from fedhybrid.updates import check_update, not_finite
 
 __all__ = ["InProcessDriver", "PendingTask"]
 
@@ -216,31 +216,15 @@ class InProcessDriver:
             sent_ratio = (at_s - stage.at_s) / (arrives_s - stage.at_s)
             failure = failure_of(journey.task, kind, detail)
             return _cut(replace(stage, at_s=at_s, failure=failure), sent_ratio)
-        received = self._received(journey, delivery)
-        if isinstance(received, Failure):
-            return replace(stage, at_s=arrives_s, failure=received)
-        return replace(stage, at_s=arrives_s, update=received)
+        result = self._received(journey, delivery)
+        if isinstance(result, Failure):
+            return replace(stage, at_s=arrives_s, failure=result)
+        return replace(stage, at_s=arrives_s, update=result)
 
     def _received(self, journey: Journey, delivery: Delivery) -> Update | Failure:
-        """What the server makes of a delivery: nothing that comes from outside is trusted."""
-        task = journey.task
-        sent = figures_of(delivery.update)
-        try:
-            update = self._traffic.unpacked(delivery, task.weights)
-        except ConfigError as error:
-            return failure_of(task, "corrupt", str(error), sent)
-        if journey.fault is not None and update.weights:
-            update = damaged(update, journey.fault.kind, task.seed)
-        problem = check_update(update.weights, update.masks, task.weights) if update.weights else None
-        if not update.weights and task.kind == "train":
-            problem = "it holds no tensors"
-        if problem is not None:
-            return failure_of(task, "corrupt", problem, sent)
-        bad = not_finite(update.weights)
-        if bad is not None or not math.isfinite(update.loss_mean + update.squared_loss_sum):
-            where = "the loss" if bad is None else bad
-            return failure_of(task, "non_finite", f"{where} became infinite or NaN; a lower train.lr may help", sent)
-        return update
+        task, fault = journey.task, journey.fault
+        spoil = None if fault is None else partial(damaged, kind=fault.kind, seed=task.seed)
+        return received(self._traffic, delivery, task, spoil=spoil)
 
     def _ended(self, stage: _Stage) -> TaskEvent:
         journey = stage.journey

@@ -7,15 +7,15 @@ from typing import Protocol, final
 
 import torch
 
-from fedhybrid.engine.plans import PlanBook
 from fedhybrid.engine.runtime import Ask, Stretch, Workbench
 from fedhybrid.engine.traffic import Delivery, Traffic
 from fedhybrid.engine.walk import Leg
+from fedhybrid.planner import Plan
 from fedhybrid.protocols import Method
 from fedhybrid.records import ClientTask, IntArray, Update
 from fedhybrid.tree import Tensors, total_bytes
 
-__all__ = ["InThisProcess", "Job", "Labour", "Talk", "do_job"]
+__all__ = ["InThisProcess", "Job", "Labour", "Programs", "Talk", "do_job"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,6 +41,14 @@ class Job:
     evaluation_batch: int = 0
 
 
+class Programs(Protocol):
+    """What a job's plans mean: a plan book, or what a device was sent."""
+
+    def program(self, device: str, plan: str | None) -> Plan:
+        """The plan of that name; for None, the one that decides nothing."""
+        ...
+
+
 class Labour(Protocol):
     """Does jobs. A job's result depends on the job alone, so neither order nor number of hands changes it."""
 
@@ -62,7 +70,7 @@ class Labour(Protocol):
 
 
 def do_job(
-    job: Job, method: Method, bench: Workbench, book: PlanBook, traffic: Traffic, *, ask: Ask | None = None
+    job: Job, method: Method, bench: Workbench, book: Programs, traffic: Traffic, *, ask: Ask | None = None
 ) -> Delivery:
     """Does a job: what the client computes, and how it packs what it sends.
 
@@ -135,7 +143,7 @@ class InThisProcess:
 
     method: Method
     bench: Workbench
-    book: PlanBook
+    book: Programs
     traffic: Traffic
     jobs: dict[int, Job] = field(default_factory=dict)
 

@@ -73,7 +73,8 @@ class PlanBook:
         codec: str | None = None,
         buckets: int = FINE_BUCKETS,
     ) -> None:
-        self._priced = {name: prepared.priced(device.op_time_s) for name, device in sorted(devices.items())}
+        self._prepared = prepared
+        self._priced: dict[str, PreparedStep] = {}
         self._folder, self._infeasible_file = folder / "plans", folder / INFEASIBLE
         self._folder.mkdir(exist_ok=True)
         self._planning, self._codec, self._buckets = planning, codec, buckets
@@ -83,13 +84,20 @@ class PlanBook:
         self._plans: dict[str, Plan] = {}
         self._infeasible = read_infeasible(self._infeasible_file)
         self._fingerprint = prepared.fingerprint
-        self._unplanned = {name: priced.keep_all() for name, priced in self._priced.items()}
+        self._unplanned: dict[str, Plan] = {}
+        self.add_devices(devices)
         self.enabled = enabled
         self.resident_bytes, self.eager_peak_bytes = prepared.resident_bytes, prepared.eager_peak_bytes
         self._keep_all_bytes = prepared.keep_all_peak_bytes
         self.smallest_bytes = (
             min(self._smallest(device)[1].peak_bytes for device in self._priced) if enabled else self.eager_peak_bytes
         )
+
+    def add_devices(self, devices: Mapping[str, DeviceProfile]) -> None:
+        """Prices the step for more devices, by their names; a profile that is known under its name is replaced."""
+        for name, device in sorted(devices.items()):
+            self._priced[name] = self._prepared.priced(device.op_time_s)
+            self._unplanned[name] = self._priced[name].keep_all()
 
     def choose(self, device: str, budget_bytes: int) -> str | None:
         """The name of the plan for this device and budget; None for the unplanned step, also where no plan fits."""
@@ -112,6 +120,15 @@ class PlanBook:
     def least_bytes(self, device: str) -> int:
         """The smallest peak that this device can run the step in."""
         return self._smallest(device)[1].peak_bytes if self.enabled else self.needed_bytes(None)
+
+    def recall(self, name: str) -> None:
+        """Makes a plan known that the run has made before a stop: a plan book begins empty, its files are there.
+
+        Raises:
+            ConfigError: Its file is missing or damaged.
+        """
+        if name not in self._plans:
+            self._plans[name] = read_plan(self._folder / f"{name}.json")
 
     @property
     def names(self) -> frozenset[str]:

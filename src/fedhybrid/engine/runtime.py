@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,22 @@ from torch.nn import functional as F  # noqa: N812 - the name that torch's own d
 
 from fedhybrid.data import Split
 from fedhybrid.engine.evaluate import EvaluationSizes, Evaluator
-from fedhybrid.executor import TrainStep
 from fedhybrid.planner import Plan
 from fedhybrid.protocols import Method
 from fedhybrid.records import ClientTask, IntArray, LocalWork, Update
 from fedhybrid.seeds import derive_seed
 from fedhybrid.tree import Tensors, buffers_of, detached_copy, load_into, tensors_of
 
-__all__ = ["Ask", "LocalClient", "Stretch", "Workbench", "classification_loss", "one_thread", "steps_of"]
+__all__ = [
+    "Ask",
+    "LocalClient",
+    "PlannedStep",
+    "Stretch",
+    "Workbench",
+    "classification_loss",
+    "one_thread",
+    "steps_of",
+]
 
 
 Ask = Callable[[Tensors], Tensors]  # a question to the server, and its answer
@@ -70,6 +78,39 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+class PlannedStep(Protocol):
+    """A training step on one model, in place, that switches between plans; `TrainStep` and `PortableStep` are two."""
+
+    @property
+    def aux(self) -> Tensor | None:
+        """What the loss function returned beside the loss at the last call."""
+        ...
+
+    def __call__(self, x: Tensor, y: Tensor, /) -> Tensor:
+        """One step; the detached loss."""
+        ...
+
+    def use_plan(self, plan: Plan, /) -> None:
+        """This plan from the next step on."""
+        ...
+
+    def set_lr(self, lr: float, /) -> None:
+        """This learning rate from the next step on."""
+        ...
+
+    def reset_optimizer(self) -> None:
+        """Fresh state, from the parameters as they are now."""
+        ...
+
+    def reset_codecs(self, seed: int, /) -> None:
+        """What codecs remember begins anew."""
+        ...
+
+    def measured_peak_bytes(self) -> int:
+        """The allocator's peak of one real step by the plan in use, resident bytes included."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
     """So many steps of a task by one program; a task whose budget moves has several."""
@@ -84,7 +125,7 @@ class Workbench:
     """The one model that every client of this process trains in, and its step; `step` was compiled from `model`."""
 
     model: nn.Module
-    step: TrainStep
+    step: PlannedStep
     split: Split
 
     @cached_property

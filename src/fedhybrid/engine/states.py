@@ -45,8 +45,9 @@ class ClientStates:
         """
         if client in self._changed:
             return self._changed[client]
-        if client not in self._numbers:
-            return {}
+        return self.stored(client)
+
+    def _read(self, client: int) -> Tensors:
         path = self._path(client)
         try:
             return load_file(path)
@@ -55,6 +56,14 @@ class ClientStates:
                 f"{path}, which client {client} goes on from, cannot be read ({error}); put it back, or start again "
                 "with another --out"
             ) from error
+
+    def stored(self, client: int) -> Tensors:
+        """The client's state at the last checkpoint; empty where it had none.
+
+        Raises:
+            ConfigError: Its file is missing or damaged.
+        """
+        return self._read(client) if client in self._numbers else {}
 
     def __setitem__(self, client: int, state: Tensors) -> None:
         self._changed[client] = state

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from fedhybrid.engine.fairness import fairness_of
 from fedhybrid.engine.federation import Federation
@@ -19,7 +16,6 @@ __all__ = [
     "budget_violations",
     "failure_counts",
     "participation",
-    "process_resident_bytes",
     "summarise",
     "time_to_accuracy_s",
 ]
@@ -49,7 +45,7 @@ def summarise(
     last = rounds[-1]
     accuracies = [record.accuracy for record in rounds if record.accuracy is not None]
     fairness = fairness_of(
-        weights, world.evaluator, job.dataset, job.shards, job.fleet, natural=job.natural, seed=job.seed
+        weights, world.evaluator, job.dataset, job.shards, world.fleet, natural=job.natural, seed=job.seed
     )
     stale = [task.staleness for task in clients if task.outcome == COMPLETED and task.kind == "train"]
     energies_j = [record.energy_j for record in rounds]
@@ -68,7 +64,7 @@ def summarise(
         time_to_accuracy_s=time_to_accuracy_s(rounds),
         bytes_up=sum(record.bytes_up for record in rounds),
         bytes_down=sum(record.bytes_down for record in rounds),
-        participation=participation(job.fleet.tiers, clients),
+        participation=participation(world.fleet.tiers, clients),
         budget_violations=budget_violations(clients),
         failures=failure_counts(clients),
         resident_bytes=world.book.resident_bytes,
@@ -81,6 +77,7 @@ def summarise(
         accuracy_by_tier=fairness.by_tier,
         worst_tenth_accuracy=fairness.worst_tenth,
         fairness_clients=fairness.clients,
+        clock=world.clock,
     )
 
 
@@ -118,19 +115,3 @@ def failure_counts(clients: Sequence[ClientRecord]) -> dict[str, int]:
     """How many tasks ended in each kind of failure; tests on a client's own data are not among them."""
     counts = Counter(record.outcome for record in clients if record.outcome != COMPLETED and record.kind != "evaluate")
     return dict(sorted(counts.items()))
-
-
-def process_resident_bytes() -> int:
-    """Physical memory that this process occupies now, shared libraries included.
-
-    Asked before the model and the data are there, it is what the interpreter, torch and the other libraries take, and
-    no budget counts (libraries that are loaded later are missed). Where the system does not tell the present size (no
-    /proc), it is the largest size so far.
-    """
-    statm = Path("/proc/self/statm")
-    if statm.is_file():
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    import resource  # noqa: PLC0415 - not on every system
-
-    unit_bytes = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from fedhybrid.engine.plans import PlanBook
 from fedhybrid.records import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from fedhybrid.engine.plans import PlanBook
 
 __all__ = ["LeftMemory", "Leg", "Walk", "walk"]
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
 
+from fedhybrid.data import Shards
 from fedhybrid.devices import DeviceProfile
 from fedhybrid.engine.budgets import Budgets
 from fedhybrid.engine.candidates import FleetCosts, FleetView
 from fedhybrid.engine.checkpoint import Checkpoint
 from fedhybrid.engine.crew import Crew
-from fedhybrid.engine.driver import InProcessDriver
+from fedhybrid.engine.driver import InProcessDriver, PendingTask
 from fedhybrid.engine.evaluate import Evaluator
 from fedhybrid.engine.federation import Federation
 from fedhybrid.engine.folder import RunFolder
@@ -24,29 +26,71 @@ from fedhybrid.engine.plans import COARSE_BUCKETS, FINE_BUCKETS, PlanBook
 from fedhybrid.engine.runtime import Workbench, classification_loss
 from fedhybrid.engine.states import ClientStates
 from fedhybrid.engine.traffic import Traffic
-from fedhybrid.executor import TrainStep, prepare_step
-from fedhybrid.fleet import Tier, VirtualClock
-from fedhybrid.protocols import ServerState
+from fedhybrid.executor import PreparedStep, TrainStep, prepare_step
+from fedhybrid.fleet import Fleet, Tier, VirtualClock
+from fedhybrid.protocols import Driver, ServerState
 from fedhybrid.records import ClientTask
-from fedhybrid.tree import tensors_of
+from fedhybrid.tree import buffers_of, tensors_of
 
-__all__ = ["Assemble", "MakeLabour", "World", "assemble"]
+__all__ = [
+    "Assemble",
+    "MakeLabour",
+    "RunDriver",
+    "World",
+    "assemble",
+    "book_of",
+    "captured",
+    "costs_of",
+    "traffic_of",
+]
 
 _LOOK_AGAIN_S = 1.0  # for clients that have come online: in a large fleet somebody does at every moment
 
 
+class RunDriver(Driver, Protocol):
+    """A driver with what a run needs beside the protocol: to be stopped and to go on."""
+
+    @property
+    def busy(self) -> frozenset[int]:
+        """Clients that have a task."""
+        ...
+
+    @property
+    def next_ticket(self) -> int:
+        """The number of the next submission."""
+        ...
+
+    def pending(self) -> list[PendingTask]:
+        """All tasks that have not ended, in order of submission."""
+        ...
+
+    def advance_to(self, at_s: float) -> None:
+        """Lets time pass while no task is under way."""
+        ...
+
+    def close(self) -> None:
+        """The end of the run."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class World:
-    """What the schedules work with. `tasks` are those under way, by their tickets."""
+    """What the schedules work with. `tasks` are those under way, by their tickets; `clock` is "virtual" or "real"."""
 
     job: Federation
-    driver: InProcessDriver
+    driver: RunDriver
     book: PlanBook
     budgets: Budgets
     costs: FleetCosts
     evaluator: Evaluator
     states: ClientStates
+    clock: str = "virtual"
     tasks: dict[int, ClientTask] = field(default_factory=dict)
+
+    @property
+    def fleet(self) -> Fleet:
+        """All clients' devices."""
+        return self.job.fleet
 
     def candidates(self) -> FleetView:
         """Who can be chosen now."""
@@ -100,6 +144,53 @@ class World:
         return score.accuracy, score.loss
 
 
+def captured(job: Federation) -> PreparedStep:
+    """The training step of a run. Nothing is timed here: plan books price it for each device."""
+    split, any_device = job.dataset.train, job.fleet.tiers[0].device
+    example = split.batch(torch.arange(job.work.batch_size) % len(split))
+    return prepare_step(job.model, classification_loss, example, job.optimizer, op_seconds=any_device.op_time_s)
+
+
+def book_of(job: Federation, folder: RunFolder, prepared: PreparedStep, buckets: int) -> PlanBook:
+    """The plans of a run, for the devices of its recipe's tiers."""
+    return PlanBook(
+        prepared,
+        {tier.device.name: tier.device for tier in job.fleet.tiers},
+        folder.path,
+        enabled=job.plans,
+        codec=job.codec,
+        planning=job.planning,
+        buckets=buckets,
+    )
+
+
+def traffic_of(job: Federation) -> Traffic:
+    """What goes over the links of a run."""
+    return Traffic(
+        down=job.down,
+        up=job.up,
+        differences=job.method.differences,
+        buffers=buffers_of(job.model),
+        run_seed=job.seed,
+    )
+
+
+def costs_of(
+    job: Federation, book: PlanBook, traffic: Traffic, *, fleet: Fleet | None = None, shards: Shards | None = None
+) -> FleetCosts:
+    """What policies look at, and the budgets; of the recipe's fleet and deal, or of others."""
+    fleet = job.fleet if fleet is None else fleet
+    return FleetCosts(
+        fleet,
+        shards=job.shards if shards is None else shards,
+        book=book,
+        budgets=Budgets(fleet, resident_bytes=book.resident_bytes, eager_peak_bytes=book.eager_peak_bytes),
+        work=job.work,
+        traffic=traffic,
+        model=tensors_of(job.model),
+    )
+
+
 Assemble = Callable[[Federation, RunFolder, Checkpoint], World]
 MakeLabour = Callable[[Federation, RunFolder, PlanBook, Traffic], Labour]
 
@@ -113,25 +204,13 @@ def assemble(job: Federation, folder: RunFolder, state: Checkpoint, *, labour: M
         state: To go on from.
         labour: Makes those who do the training, where it is not done here; the virtual clock stays here all the same.
     """
-    devices = {tier.device.name: tier.device for tier in job.fleet.tiers}
-    split = job.dataset.train
-    example = split.batch(torch.arange(job.work.batch_size) % len(split))
-    any_device = next(iter(devices.values()))  # so that nothing is timed here; the book prices for each device
-    prepared = prepare_step(job.model, classification_loss, example, job.optimizer, op_seconds=any_device.op_time_s)
-    book = PlanBook(
-        prepared,
-        devices,
-        folder.path,
-        enabled=job.plans,
-        codec=job.codec,
-        planning=job.planning,
-        buckets=COARSE_BUCKETS if job.fleet.drawn is not None or job.fleet.memory is not None else FINE_BUCKETS,
-    )
-    budgets = Budgets(job.fleet, resident_bytes=book.resident_bytes, eager_peak_bytes=book.eager_peak_bytes)
-    bench = Workbench(model=job.model, step=TrainStep(prepared, prepared.keep_all()), split=split)
-    traffic = Traffic(
-        down=job.down, up=job.up, differences=job.method.differences, buffers=bench.buffers, run_seed=job.seed
-    )
+    prepared = captured(job)
+    coarse = job.fleet.drawn is not None or job.fleet.memory is not None
+    book = book_of(job, folder, prepared, COARSE_BUCKETS if coarse else FINE_BUCKETS)
+    bench = Workbench(model=job.model, step=TrainStep(prepared, prepared.keep_all()), split=job.dataset.train)
+    traffic = traffic_of(job)
+    costs = costs_of(job, book, traffic)
+    budgets = costs.budgets
     states = ClientStates(folder.path / "states", state.client_states)
     hands: Labour = InThisProcess(method=job.method, bench=bench, book=book, traffic=traffic)
     if labour is not None:
@@ -164,15 +243,7 @@ def assemble(job: Federation, folder: RunFolder, state: Checkpoint, *, labour: M
         driver=driver,
         book=book,
         budgets=budgets,
-        costs=FleetCosts(
-            job.fleet,
-            shards=job.shards,
-            book=book,
-            budgets=budgets,
-            work=job.work,
-            traffic=traffic,
-            model=tensors_of(job.model),
-        ),
+        costs=costs,
         evaluator=Evaluator(job.model, job.dataset.test),
         states=states,
         tasks={each.ticket: each.task for each in state.pending},

@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
-from fedhybrid.experiment.build import build_federation
-from fedhybrid.experiment.check import config_toml, load_config
-from fedhybrid.experiment.config import RunConfig
-from fedhybrid.experiment.result import RunResult, load_run
-from fedhybrid.experiment.run import run
+from typing import TYPE_CHECKING
 
-__all__ = ["RunConfig", "RunResult", "build_federation", "config_toml", "load_config", "load_run", "run"]
+from fedhybrid.lazy import lazily
+
+if TYPE_CHECKING:
+    from fedhybrid.experiment.build import build_federation
+    from fedhybrid.experiment.check import config_toml, load_config
+    from fedhybrid.experiment.config import RunConfig
+    from fedhybrid.experiment.result import RunResult, load_run
+    from fedhybrid.experiment.running import run
+else:
+    __getattr__ = lazily(
+        __name__,
+        {
+            "RunConfig": "config",
+            "RunResult": "result",
+            "build_federation": "build",
+            "config_toml": "check",
+            "load_config": "check",
+            "load_run": "result",
+            "run": "running",
+        },
+    )
+
+__all__ = [
+    "RunConfig",
+    "RunResult",
+    "build_federation",
+    "config_toml",
+    "load_config",
+    "load_run",
+    "run",
+]

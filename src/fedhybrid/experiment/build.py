@@ -6,29 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from torch import nn
-
-from fedhybrid.data import Dataset, Shards, load_dataset, partition_data
+from fedhybrid.data import Dataset, load_dataset
 from fedhybrid.devices import DeviceProfile
 from fedhybrid.engine import Federation, RunNames
 from fedhybrid.errors import ConfigError
-from fedhybrid.executor import SGD, Adam, AdamW
-from fedhybrid.experiment.config import RunConfig, TrainTable
+from fedhybrid.experiment.config import RunConfig
+from fedhybrid.experiment.material import base_optimizer, dealt, initial_model, traffic_of
 from fedhybrid.experiment.parts import (
     evaluation_of,
     faults_of,
     fleet_of,
     planning_of,
     schedule_of,
-    traffic_of,
     work_of,
 )
 from fedhybrid.fleet import Fleet
 from fedhybrid.methods import find_method
-from fedhybrid.models import build_model
-from fedhybrid.protocols import Optimizer
 from fedhybrid.registry import lookup
-from fedhybrid.seeds import derive_seed
 from fedhybrid.selection import POLICIES
 
 __all__ = ["Datasets", "build_federation"]
@@ -49,14 +43,16 @@ def build_federation(config: RunConfig, datasets: Datasets | None = None) -> Fed
             data; all at once.
     """
     problems: list[str] = []
-    dataset = _or_problems(lambda: _load(config, {} if datasets is None else datasets), problems)
+    dataset = _or_problems(lambda: _loaded(config, {} if datasets is None else datasets), problems)
     fleet = _or_problems(lambda: fleet_of(config), problems)
     shards, model = None, None
     if dataset is not None:
         unsaid: list[str] = []
-        shards = _or_problems(lambda: _deal(config, dataset), unsaid)
+        shards = _or_problems(lambda: dealt(config, dataset), unsaid)
         problems += [each if each.startswith("data.") else f"data.partition: {each}" for each in unsaid]
-        model = _or_problems(lambda: _initial_model(config, dataset), problems)
+        model = _or_problems(
+            lambda: initial_model(config, input_shape=dataset.input_shape, classes=dataset.classes), problems
+        )
     if fleet is not None:
         problems += _device_problems(fleet)
     if problems:
@@ -94,43 +90,11 @@ def build_federation(config: RunConfig, datasets: Datasets | None = None) -> Fed
     )
 
 
-def base_optimizer(train: TrainTable) -> Optimizer:
-    """The configured optimizer, as a method may still wrap it."""
-    if train.optimizer == "adam":
-        return Adam(lr=train.lr, weight_decay=train.weight_decay)
-    if train.optimizer == "adamw":
-        return AdamW(lr=train.lr, weight_decay=train.weight_decay)
-    return SGD(lr=train.lr, momentum=train.momentum, nesterov=train.nesterov, weight_decay=train.weight_decay)
-
-
-def _load(config: RunConfig, datasets: Datasets) -> Dataset:
+def _loaded(config: RunConfig, datasets: Datasets) -> Dataset:
     key = (config.dataset, config.data.root)
     if key not in datasets:
         datasets[key] = load_dataset(config.dataset, None if config.data.root is None else Path(config.data.root))
     return datasets[key]
-
-
-def _deal(config: RunConfig, dataset: Dataset) -> Shards:
-    return partition_data(
-        config.data.partition,
-        dataset.train.labels.numpy(),
-        clients=config.data.clients,
-        seed=config.seed,
-        alpha=config.data.alpha,
-        shards_per_client=config.data.shards_per_client,
-        samples_per_client=config.data.samples_per_client,
-        natural_ids=dataset.natural_ids,
-    )
-
-
-def _initial_model(config: RunConfig, dataset: Dataset) -> nn.Module:
-    return build_model(
-        config.model,
-        input_shape=dataset.input_shape,
-        classes=dataset.classes,
-        seed=derive_seed(config.seed, purpose="model"),
-        options=config.model_options,
-    )
 
 
 def _device_problems(fleet: Fleet) -> list[str]:

@@ -15,10 +15,11 @@ from fedhybrid.data import PARTITIONS, find_loader, load_dataset
 from fedhybrid.errors import ConfigError, FedHybridError
 from fedhybrid.executor import ACTIONS
 from fedhybrid.experiment.config import RunConfig
+from fedhybrid.experiment.material import traffic_of
 from fedhybrid.experiment.messages import recipe_problem
 from fedhybrid.experiment.options import check_options
 from fedhybrid.experiment.overrides import apply_overrides, override_variant
-from fedhybrid.experiment.parts import check_devices, faults_of, planning_of, schedule_of, traffic_of
+from fedhybrid.experiment.parts import check_devices, faults_of, planning_of, schedule_of
 from fedhybrid.fleet import AvailabilitySpec, MemorySpec, TraceSpec
 from fedhybrid.methods import find_method
 from fedhybrid.models import find_factory

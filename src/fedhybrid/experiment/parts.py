@@ -13,7 +13,6 @@ from fedhybrid.experiment.config import PlannerTable, RunConfig
 from fedhybrid.fleet import AvailabilitySpec, Fleet, MemorySpec, TierSpec, TraceSpec, check_fleet, make_fleet
 from fedhybrid.methods import METHODS, find_method
 from fedhybrid.records import LocalWork
-from fedhybrid.updates import Pipeline, parse_pipeline
 
 __all__ = [
     "check_devices",
@@ -23,13 +22,8 @@ __all__ = [
     "input_files",
     "planning_of",
     "schedule_of",
-    "traffic_of",
     "work_of",
 ]
-
-# Made for what training has changed: of whole weights, top-k would set most to zero, and clip would shrink the rest.
-_FOR_DIFFERENCES = ("clip", "error-feedback", "top-k")
-_UP_ONLY = ("delta", *_FOR_DIFFERENCES)
 
 
 def planning_of(planner: PlannerTable) -> PlanOptions:
@@ -124,43 +118,6 @@ def input_files(config: RunConfig) -> dict[str, Path]:
         "fleet.availability.file": (config.fleet.availability or {}).get("file"),
     }
     return {setting: Path(file) for setting, file in named.items() if file is not None}
-
-
-def traffic_of(config: RunConfig, *, differences: bool) -> tuple[Pipeline, Pipeline]:
-    """What models and what updates go through: down, then up.
-
-    Args:
-        config: Of the run.
-        differences: Whether the method's updates are differences already (`Method.differences`).
-
-    Raises:
-        ConfigError: Transforms that do not exist, have no such options, do not go together, or make no sense of what
-            travels that way.
-    """
-    problems: list[str] = []
-    pipelines = []
-    for where, tables in (("traffic.down", config.traffic.down), ("traffic.up", config.traffic.up)):
-        try:
-            pipelines.append(parse_pipeline(tables, where=where))
-        except ConfigError as error:
-            problems += error.problems
-    # A client that was not in the last cohort has no model that a difference could be added to, nor an error to feed.
-    problems += [
-        f"traffic.down[{number}]: {table['name']!r} is for updates, and down go whole models, to clients that have "
-        "none yet; take it out (only 'quantise' can stay), or move it to traffic.up"
-        for number, table in enumerate(config.traffic.down)
-        if table.get("name") in _UP_ONLY
-    ]
-    if not differences and not any(table.get("name") == "delta" for table in config.traffic.up):
-        problems += [
-            f"traffic.up[{number}]: {table['name']!r} is for what training has changed, and method {config.method!r} "
-            'sends whole weights; put { name = "delta" } before it'
-            for number, table in enumerate(config.traffic.up)
-            if table.get("name") in _FOR_DIFFERENCES
-        ]
-    if problems:
-        raise ConfigError(problems)
-    return pipelines[0], pipelines[1]
 
 
 def evaluation_of(config: RunConfig) -> Evaluation:

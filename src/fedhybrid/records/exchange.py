@@ -178,6 +178,7 @@ class TaskCost:
         energy_j: Joules above idle; None where the device's profile has no energy figures.
         violations: Steps during which the device had less memory left than the running program needs.
         switches: How often the client moved along its ladder of plans.
+        runtime_bytes: Memory of its program beside training, as it says; None where it is simulated.
     """
 
     bytes_down: int = 0
@@ -186,6 +187,7 @@ class TaskCost:
     energy_j: float | None = None
     violations: int = 0
     switches: int = 0
+    runtime_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

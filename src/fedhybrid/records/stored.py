@@ -79,6 +79,7 @@ class ClientRecord:
         violations: Steps during which the device had less memory left than the running program needs.
         switches: How often it moved along its ladder of plans.
         accuracy: Of the model on the client's own data, where the task was to test it.
+        runtime_bytes: Memory of the device's program beside its training; None where the device is simulated.
     """
 
     round: int
@@ -104,6 +105,7 @@ class ClientRecord:
     violations: int = 0
     switches: int = 0
     accuracy: float | None = None
+    runtime_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +117,8 @@ class Summary:
     to the virtual time when first reached, None where it never was. `accuracy_by_tier` and `worst_tenth_accuracy` are
     means over clients of the final model's accuracy on data like each client's own; `fairness_clients` says over how
     many. `budget_violations` counts tasks whose measured peak exceeds what the client promised, `violations` steps
-    during which a device had less memory left than the running program needs.
+    during which a device had less memory left than the running program needs. `clock` says whether seconds are
+    "virtual", of simulated devices, or "real", of a deployment.
     """
 
     method: str
@@ -145,3 +148,4 @@ class Summary:
     accuracy_by_tier: dict[str, float | None] = field(default_factory=dict)
     worst_tenth_accuracy: float | None = None
     fairness_clients: int = 0
+    clock: str = "virtual"

@@ -1,0 +1,102 @@
+"""What both sides make of a recipe, server and device: the deal of the data, the model, the optimizer, the pipelines.
+
+Nothing here needs capture, planner or solvers, so a device can import it.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fedhybrid.data import Dataset, Shards, partition_data
+from fedhybrid.errors import ConfigError
+from fedhybrid.executor import SGD, Adam, AdamW
+from fedhybrid.experiment.config import RunConfig, TrainTable
+from fedhybrid.models import build_model
+from fedhybrid.protocols import Optimizer
+from fedhybrid.seeds import derive_seed
+from fedhybrid.updates import Pipeline, parse_pipeline
+
+__all__ = ["base_optimizer", "dealt", "initial_model", "traffic_of"]
+
+# Made for what training has changed: of whole weights, top-k would set most to zero, and clip would shrink the rest.
+_FOR_DIFFERENCES = ("clip", "error-feedback", "top-k")
+_UP_ONLY = ("delta", *_FOR_DIFFERENCES)
+
+
+def base_optimizer(train: TrainTable) -> Optimizer:
+    """The configured optimizer, as a method may still wrap it."""
+    if train.optimizer == "adam":
+        return Adam(lr=train.lr, weight_decay=train.weight_decay)
+    if train.optimizer == "adamw":
+        return AdamW(lr=train.lr, weight_decay=train.weight_decay)
+    return SGD(lr=train.lr, momentum=train.momentum, nesterov=train.nesterov, weight_decay=train.weight_decay)
+
+
+def dealt(config: RunConfig, dataset: Dataset) -> Shards:
+    """Who holds which training samples.
+
+    Raises:
+        ConfigError: More clients than samples, or a partition that this data set has not.
+    """
+    return partition_data(
+        config.data.partition,
+        dataset.train.labels.numpy(),
+        clients=config.data.clients,
+        seed=config.seed,
+        alpha=config.data.alpha,
+        shards_per_client=config.data.shards_per_client,
+        samples_per_client=config.data.samples_per_client,
+        natural_ids=dataset.natural_ids,
+    )
+
+
+def initial_model(config: RunConfig, *, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """The model as every run of this seed begins with it.
+
+    Raises:
+        ConfigError: It does not take such data.
+    """
+    return build_model(
+        config.model,
+        input_shape=input_shape,
+        classes=classes,
+        seed=derive_seed(config.seed, purpose="model"),
+        options=config.model_options,
+    )
+
+
+def traffic_of(config: RunConfig, *, differences: bool) -> tuple[Pipeline, Pipeline]:
+    """What models and what updates go through: down, then up.
+
+    Args:
+        config: Of the run.
+        differences: Whether the method's updates are differences already (`Method.differences`).
+
+    Raises:
+        ConfigError: Transforms that do not exist, have no such options, do not go together, or make no sense of what
+            travels that way.
+    """
+    problems: list[str] = []
+    pipelines = []
+    for where, tables in (("traffic.down", config.traffic.down), ("traffic.up", config.traffic.up)):
+        try:
+            pipelines.append(parse_pipeline(tables, where=where))
+        except ConfigError as error:
+            problems += error.problems
+    # A client that was not in the last cohort has no model that a difference could be added to, nor an error to feed.
+    problems += [
+        f"traffic.down[{number}]: {table['name']!r} is for updates, and down go whole models, to clients that have "
+        "none yet; take it out (only 'quantise' can stay), or move it to traffic.up"
+        for number, table in enumerate(config.traffic.down)
+        if table.get("name") in _UP_ONLY
+    ]
+    if not differences and not any(table.get("name") == "delta" for table in config.traffic.up):
+        problems += [
+            f"traffic.up[{number}]: {table['name']!r} is for what training has changed, and method {config.method!r} "
+            'sends whole weights; put { name = "delta" } before it'
+            for number, table in enumerate(config.traffic.up)
+            if table.get("name") in _FOR_DIFFERENCES
+        ]
+    if problems:
+        raise ConfigError(problems)
+    return pipelines[0], pipelines[1]
