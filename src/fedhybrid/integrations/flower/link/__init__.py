@@ -1,0 +1,3 @@
+"""The wire: keys, the SuperLink as a process, the server's and the device's end of the connection."""
+
+__all__: list[str] = []
