@@ -1,0 +1,1 @@
+"""Digits on unequal devices: a Flower app with five lines of FedHybrid."""
