@@ -50,7 +50,7 @@ def test_an_untested_round_shows_the_last_test(tmp_path: Path, progress: type[Ba
     if progress is Lines:
         first, second, third, _ = text.splitlines()
         assert "round 1/4, accuracy not tested yet" in first
-        assert "accuracy not tested yet, virtual time" in second
+        assert "accuracy not tested yet, clock" in second
         assert f"accuracy {run.rounds[2].accuracy:.3f}" in third
 
 

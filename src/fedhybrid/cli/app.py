@@ -18,6 +18,7 @@ from fedhybrid import __version__
 from fedhybrid.cli.bench import bench
 from fedhybrid.cli.doctor import doctor
 from fedhybrid.cli.explain import explain
+from fedhybrid.cli.flower import FLOWER_COMMANDS
 from fedhybrid.cli.listing import list_plugins
 from fedhybrid.cli.pareto import pareto
 from fedhybrid.cli.plan import plan
@@ -108,6 +109,14 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _command in COMMANDS.items():
     app.command(_name, help=help_of(_command))(_command)
+_flower = typer.Typer(
+    help="The same recipes on Flower: simulate on one or several machines; keys, serve and join for real devices.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+for _name, _command in FLOWER_COMMANDS.items():
+    _flower.command(_name, help=help_of(_command))(_command)
+app.add_typer(_flower, name="flower")
 
 
 def _show_version(wanted: bool) -> None:

@@ -22,7 +22,7 @@ def closing_table(summaries: Mapping[str, Summary]) -> Table:
         "accuracy": [f"{summary.final_accuracy:.3f}" for summary in summaries.values()],
         "best": [f"{summary.best_accuracy:.3f}" for summary in summaries.values()],
         "worst\ntenth": [_ratio(summary.worst_tenth_accuracy) for summary in summaries.values()],
-        "virtual\ntime": [format_seconds(summary.virtual_time_s) for summary in summaries.values()],
+        _clock(summaries): [format_seconds(summary.virtual_time_s) for summary in summaries.values()],
         "real\ntime": [format_seconds(summary.wall_time_s) for summary in summaries.values()],
         "reached": [_reached(summary) for summary in summaries.values()],
         "tasks\nfailed": [f"{sum(summary.failures.values()):,}" for summary in summaries.values()],
@@ -54,6 +54,10 @@ def closing_lines(summaries: Mapping[str, Summary]) -> list[str]:
         if parts:
             found.append(f"{label or summary.method}: {', '.join(parts)}")
     return found
+
+
+def _clock(summaries: Mapping[str, Summary]) -> str:
+    return "time" if {summary.clock for summary in summaries.values()} == {"real"} else "virtual\ntime"
 
 
 def _ratio(value: float | None) -> str:

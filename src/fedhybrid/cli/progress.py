@@ -32,9 +32,9 @@ class _Figures:
             self._accuracy[label] = f"{record.accuracy:.3f}"
         self._failed[label] = self._failed.get(label, 0) + record.failed
         parts = [f"accuracy {self._accuracy.get(label, 'not tested yet')}"]
-        parts.append(f"virtual time {format_seconds(record.virtual_time_s)}")
+        parts.append(f"clock {format_seconds(record.virtual_time_s)}")
         if self._failed[label]:
-            parts.append(f"{self._failed[label]} tasks failed")
+            parts.append(f"{self._failed[label]} task{'s' if self._failed[label] > 1 else ''} failed")
         return ", ".join(parts)
 
 

@@ -3,17 +3,14 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Annotated
 
 import typer
 
-from fedhybrid.cli.arguments import attempt, parse_assignments
-from fedhybrid.cli.closing import closing_lines, closing_table
-from fedhybrid.cli.output import notes, results, stage
-from fedhybrid.cli.progress import Bars, Lines
+from fedhybrid.cli.arguments import parse_assignments
+from fedhybrid.cli.output import results
+from fedhybrid.cli.runs import check_out, close_run, told
 from fedhybrid.errors import ConfigError
 
 __all__ = ["run"]
@@ -48,7 +45,6 @@ def run(
     task, with budget, planned and measured peak), plans/, config.toml (complete) and model.safetensors.
     """
     from fedhybrid import experiment
-    from fedhybrid.report import load_runs, notices, write_report
 
     settings = parse_assignments(overrides or ())
     if print_config:
@@ -56,36 +52,7 @@ def run(
         return
     if out is None:
         raise ConfigError("--out DIR is missing; give a folder for the run, for example --out runs/first")
-    problems: list[str] = []
-    attempt(problems, lambda: _require_writable(out))
-    if problems:
-        attempt(problems, lambda: experiment.config_toml(recipe, settings))
-        raise ConfigError(problems)
-    console = notes()
-    with Bars(console) if console.is_terminal else Lines(console) as progress:
+    check_out(out, lambda: experiment.config_toml(recipe, settings))
+    with told() as progress:
         result = experiment.run(recipe, out=out, overrides=settings, resume=resume, progress=progress)
-    with stage(console, "drawing the report"):
-        page = write_report(out)
-    results().print(closing_table(result.summaries))
-    for line in closing_lines(result.summaries):
-        results().print(line, markup=False, highlight=False, soft_wrap=True)
-    results().print(f"report: {page.resolve()}", markup=False, highlight=False, soft_wrap=True)
-    for notice in notices(load_runs(out)):
-        console.print(f"note: {notice}".replace("\u00a0", " "), markup=False, highlight=False, soft_wrap=True)
-
-
-def _require_writable(folder: Path) -> None:
-    """Makes the folder, to see that it can be, and takes away again what was not there: the recipe may be refused."""
-    missing: list[Path] = []
-    try:
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(f"--out {folder}: no run can be written there ({reason}); give another folder") from error
-    finally:
-        for path in missing:
-            with suppress(OSError):
-                path.rmdir()
+    close_run(out, result.summaries)

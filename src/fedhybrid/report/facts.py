@@ -18,7 +18,9 @@ __all__ = [
     "TightPlan",
     "accuracy_curve",
     "accuracy_targets",
+    "clock_words",
     "fleet_size",
+    "is_deployed",
     "step_bytes",
     "tier_order",
     "tiers_of",
@@ -106,7 +108,19 @@ def _tier_names(run: RunRecords) -> list[str]:
     return list(dict.fromkeys([*named, *_configured_tiers(run), *(task.tier for task in run.clients)]))
 
 
+def is_deployed(run: RunRecords) -> bool:
+    """Whether real devices trained, in real time; an unfinished run has no summary to say so, but a list of nodes."""
+    return run.summary.clock == "real" if run.summary else (run.folder / "nodes.json").is_file()
+
+
+def clock_words(runs: Runs) -> str:
+    """What seconds are called where these runs are shown together."""
+    return "real time" if all(is_deployed(run) for run in runs.values()) else "virtual time"
+
+
 def _configured_tiers(run: RunRecords) -> dict[str, dict[str, Any]]:
+    if is_deployed(run):
+        return {}  # nodes say themselves what they are
     return {tier["name"]: tier for tier in run.config.get("fleet", {}).get("tiers", []) if "name" in tier}
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fedhybrid.report.facts import (
     accuracy_curve,
     accuracy_targets,
+    clock_words,
     fleet_size,
     step_bytes,
     tiers_of,
@@ -139,12 +140,13 @@ def _soonest(runs: Runs) -> KeyFact | None:
     met = sorted((time_s, label) for label, time_s in times.items() if time_s is not None)
     each = [f"{label} {duration(time_s)}" for time_s, label in met]
     each += [f"{label} never" for label, time_s in times.items() if time_s is None]
+    clock = clock_words(runs)
     if len(runs) == 1:
-        detail = "virtual time"
+        detail = clock
     elif len(runs) <= _NAMED_RUNS:
-        detail = f"virtual time: {', '.join(each)}"
+        detail = f"{clock}: {', '.join(each)}"
     else:
-        detail = f"virtual time, by {met[0][1]}; {len(met)} of {len(runs)} runs met it"
+        detail = f"{clock}, by {met[0][1]}; {len(met)} of {len(runs)} runs met it"
     return KeyFact(value=duration(met[0][0]), name=f"until {percent(targets[-1], 0)} accuracy", detail=detail)
 
 

@@ -38,7 +38,7 @@ class Drawing(NamedTuple):
 
 
 FIGURES: dict[str, Drawing] = {
-    "accuracy": Drawing("Accuracy over virtual time", accuracy.draw, accuracy.caption, "a round that was tested"),
+    "accuracy": Drawing("Accuracy over time", accuracy.draw, accuracy.caption, "a round that was tested"),
     "peaks": Drawing(
         "Budget, planned and measured peak of every device", peaks.draw, peaks.caption, "a task given to a device"
     ),

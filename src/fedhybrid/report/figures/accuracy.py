@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from fedhybrid.report.facts import accuracy_curve, accuracy_targets, time_to_accuracy_s
+from fedhybrid.report.facts import accuracy_curve, accuracy_targets, clock_words, time_to_accuracy_s
 from fedhybrid.report.figures.style import Theme, colours, new_figure, spread
 from fedhybrid.report.load import Runs
 from fedhybrid.report.tasks import is_asynchronous
@@ -45,7 +45,7 @@ def draw(runs: Runs, theme: Theme) -> Figure | None:
     axes.set_xlim(0, longest or 1.0)
     axes.grid(axis="y")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol="\u00a0%"))
-    axes.set_xlabel(f"virtual time ({unit})")
+    axes.set_xlabel(f"{clock_words(shown)} ({unit})")
     axes.set_title("test accuracy", fontsize=9, color=theme.muted)
     _mark_targets(axes, shown, theme, unit_s)
     _label_ends(axes, shown, theme, unit_s)
@@ -110,7 +110,7 @@ def caption(runs: Runs) -> str:
     end = "after a round or, in asynchronous runs, after an aggregation" if merged else "at the end of a round"
     text = (
         f"Each line is one run; a dot is a test {end}. Higher is better, further left is sooner. Time is "
-        "virtual: what training would take on the simulated devices, planning overhead included."
+        f"{_clock(runs)}."
     )
     targets = accuracy_targets(runs)
     if not targets:
@@ -124,3 +124,9 @@ def caption(runs: Runs) -> str:
         f"{text} Dotted lines are accuracy targets; a ring marks the round in which a run first met one: "
         f"{percent(targets[-1], 0)} by {', '.join(met + missed)}."
     )
+
+
+def _clock(runs: Runs) -> str:
+    if clock_words(runs) == "real time":
+        return "real: real devices trained"
+    return "virtual: what training would take on the simulated devices, planning overhead included"

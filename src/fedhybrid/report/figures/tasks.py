@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedhybrid.records import ClientRecord
-from fedhybrid.report.facts import tier_order
+from fedhybrid.report.facts import clock_words, tier_order
 from fedhybrid.report.figures.outcomes import Look, legend, looks
 from fedhybrid.report.figures.style import Theme, hide_spines, new_figure
 from fedhybrid.report.load import RunRecords, Runs
@@ -38,6 +38,7 @@ def draw(runs: Runs, theme: Theme) -> Figure | None:
     for axes, (label, tasks) in zip(panels, shown.items(), strict=True):
         _draw_tasks(axes, tasks, rows[label], look, theme)
         _draw_merges(axes, runs[label], theme)
+        axes.set_xlabel(f"{clock_words({label: runs[label]})} ({axes.get_xlabel()})")
         axes.set_title(f"{shorten(label, 40)}: {_which(tasks, runs[label])}")
     figure.legend(
         handles=legend(look, theme), loc="outside upper left", ncols=_LEGEND_COLUMNS, columnspacing=1.2,
@@ -97,7 +98,7 @@ def _draw_tasks(
             )  # fmt: skip
     axes.set_xlim(0, end_s / unit_s or 1.0)
     axes.set_ylim(max(rows) + 0.5, -0.5)
-    axes.set_xlabel(f"virtual time ({unit})")
+    axes.set_xlabel(unit)
     axes.set_yticks(*_names(tasks, rows))
     axes.tick_params(length=0)
     hide_spines(axes, "left")
