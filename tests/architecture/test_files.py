@@ -21,6 +21,8 @@ def test_every_module_opens_with_a_docstring_and_says_what_it_exports() -> None:
         code = [line for line in path.read_text().splitlines() if line and not line.startswith("# ruff:")]
         if not code or not code[0].startswith('"""'):
             lacking.append(f"{path.relative_to(ROOT)}: no docstring")
-        elif path.name != "__main__.py" and not any(line.startswith("__all__ = [") for line in code):
+        elif path.name != "__main__.py" and not any(
+            line.startswith(("__all__ = [", "__all__: list[str] = []")) for line in code
+        ):
             lacking.append(f"{path.relative_to(ROOT)}: no __all__")
     assert lacking == []

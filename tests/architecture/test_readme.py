@@ -6,13 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-
-from fedhybrid.cli.app import app
+from tests.command_lines import command_lines, commands, parse
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-COMMANDS = {command.name for command in app.registered_commands}
 
 
 def test_python_blocks_compile() -> None:
@@ -30,9 +28,19 @@ def test_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_commands_exist() -> None:
-    named = re.findall(r"\bfedhybrid ([a-z]+)\b(?= [A-Z\[-]|`| [a-z0-9_/]+ )", README)
+    known = commands()
+    named = set(re.findall(r"\bfedhybrid ([a-z]+)\b(?= [A-Z\[-]|`| [a-z0-9_/]+ )", README)) - {"flower"}
+    below = set(re.findall(r"\bfedhybrid (flower [a-z]+)\b", README))
     assert named
-    assert set(named) <= COMMANDS
+    assert below == {name for name in known if name.startswith("flower ")}
+    assert named <= set(known)
+
+
+def test_command_lines_parse() -> None:
+    lines = command_lines(README)
+    assert lines
+    for words in lines:
+        parse(words)
 
 
 def test_links_lead_somewhere() -> None:

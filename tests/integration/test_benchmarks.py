@@ -183,3 +183,18 @@ def test_rounds_in_turn_end_with_equal_models(job: tuple[str, ...]) -> None:
     assert ours == pytest.approx(bare, abs=0.5 / 297)
     least, most = found["ratio_quartiles"]
     assert 0 < least <= found["ratio"] <= most
+
+
+@pytest.mark.slow
+def test_a_devices_program_stays_slim() -> None:
+    pytest.importorskip("flwr")
+    script = BENCHMARK.parent / "device_client.py"
+    command = [sys.executable, str(script), "--models", "cnn", "--tasks", "3", "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=250)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)["ours"]
+    assert row["idle_rss_bytes_max"] <= 330 * 2**20  # bytes, not seconds: they do not depend on the machine's load
+    assert row["idle_anon_bytes_max"] < row["idle_rss_bytes_max"]
+    assert row["over_plan_bytes"] <= 60 * 2**20
+    assert row["to_first_step_ms"] > 0
