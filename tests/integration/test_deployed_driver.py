@@ -15,6 +15,8 @@ from tests.federation_parts import recipe
 from tests.run_parts import last_state, small
 
 import fedhybrid as fh
+from fedhybrid.report import load_runs
+from fedhybrid.report.tables.summary import summary_table
 
 pytest.importorskip("flwr")
 
@@ -113,6 +115,12 @@ def test_every_node_trains_by_its_own_plan_to_what_this_process_finds(tmp_path: 
         assert (task.runtime_bytes or 0) > 2**26
     assert len({task.planned_peak_bytes for task in result.clients}) > 1
     assert any("pi-2 has joined as client 2" in news for news in lab.news)
+    rows = [row[0] for row in summary_table(load_runs(tmp_path / "run")).rows]
+    assert "Real time in all" in rows
+    assert "Program on a device, between tasks" in rows
+    rows = [row[0] for row in summary_table(load_runs(tmp_path / "here")).rows]
+    assert "Virtual time in all" in rows
+    assert "Program on a device, between tasks" not in rows
 
 
 def test_asynchronous_methods_take_the_same_path(tmp_path: Path) -> None:

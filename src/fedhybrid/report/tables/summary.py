@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from fedhybrid.records import RoundRecord, Summary
-from fedhybrid.report.facts import accuracy_curve, accuracy_targets, time_to_accuracy_s
+from fedhybrid.report.facts import accuracy_curve, accuracy_targets, clock_words, time_to_accuracy_s
 from fedhybrid.report.load import RunRecords, Runs
 from fedhybrid.report.sentences import final_accuracy, reached_text
 from fedhybrid.report.tables.base import NONE, Table, or_none
@@ -48,9 +48,10 @@ def summary_table(runs: Runs) -> Table:
     row_of_summary("Accuracy for the worst tenth of devices", lambda s: or_none(s.worst_tenth_accuracy, percent))
     row("Accuracy when devices last tested it themselves", lambda run: or_none(_on_devices(run), percent))
     row("Rounds or aggregations" if overlapping else "Rounds", lambda run: f"{len(run.rounds):,}{_so_far(run)}")
+    clock = clock_words(runs).capitalize()
     for target in accuracy_targets(runs)[-_LISTED_TARGETS:]:
-        row(f"Virtual time to {percent(target, 0)}", partial(_time_to, target))
-    row("Virtual time in all", lambda run: duration(run.rounds[-1].virtual_time_s) if run.rounds else NONE)
+        row(f"{clock} to {percent(target, 0)}", partial(_time_to, target))
+    row(f"{clock} in all", lambda run: duration(run.rounds[-1].virtual_time_s) if run.rounds else NONE)
     row("Devices reached", reached_text)
     row("Tasks completed", lambda run: f"{len(training_tasks(run)) - len(failed_tasks(run)):,}")
     row("Tasks failed", lambda run: f"{len(failed_tasks(run)):,}")
@@ -61,6 +62,7 @@ def summary_table(runs: Runs) -> Table:
     row_of_summary("Step's peak in PyTorch eager", lambda s: mib(s.eager_peak_bytes))
     row_of_summary("of which resident", lambda s: mib(s.resident_bytes))
     row_of_summary("Interpreter and libraries (not in the budget)", lambda s: mib(s.runtime_bytes))
+    row("Program on a device, between tasks", _program_text)
     row("Sent by devices", lambda run: _traffic(run, lambda r: r.bytes_up))
     row("Sent to devices", lambda run: _traffic(run, lambda r: r.bytes_down))
     row("Energy of all devices, above idle", lambda run: or_none(_energy_j(run), energy))
@@ -97,3 +99,9 @@ def _energy_j(run: RunRecords) -> float | None:
     """Of all rounds; None where some device's profile has no figures."""
     energies = [r.energy_j for r in run.rounds if r.energy_j is not None]
     return sum(energies) if energies and len(energies) == len(run.rounds) else None
+
+
+def _program_text(run: RunRecords) -> str:
+    """Memory of real devices' programs beside any training, as they have said."""
+    said = [task.runtime_bytes for task in run.clients if task.runtime_bytes]
+    return f"{mib(min(said))} to {mib(max(said))}" if said else NONE
