@@ -268,7 +268,7 @@ class DeployedDriver:
         return node.budget_bytes(resident_bytes=self._book.resident_bytes, eager_peak_bytes=self._book.eager_peak_bytes)
 
     def _header(self, each: OpenTask) -> dict[str, Any]:
-        return {"key": f"{self._boot}-{each.ticket}", "brief": self._brief}
+        return {"key": f"{self._boot}-{each.ticket}", "brief": self._brief, "deployed": True}
 
     def _deliver(self, each: OpenTask, letter: Letter) -> None:
         sent = self._post.push(each.node_id, TASK, letter)

@@ -28,7 +28,7 @@ _nodes: dict[int, DeployedNode] = {}
 def _train(message: Message, context: Context) -> Message:
     """Does a job, or goes on with one."""
     letter = letter_of(message.content)
-    if context.node_id in _nodes:
+    if letter.header.get("deployed") and context.node_id in _nodes:
         return Message(record_of(_nodes[context.node_id].handle(letter)), reply_to=message)
     brief = str(letter.header.get("brief", ""))
     mailbox = str(letter.header.get("mailbox", ""))
