@@ -17,13 +17,14 @@ from torch import nn
 
 from fedhybrid.data import DealtShards, Split, load_dataset
 from fedhybrid.devices import load_profile
+from fedhybrid.engine.labour import Attend
 from fedhybrid.engine.plans import COARSE_BUCKETS, FINE_BUCKETS, PlanBook
-from fedhybrid.engine.runtime import Workbench, classification_loss, one_thread
+from fedhybrid.engine.runtime import Station, Workbench, classification_loss, one_thread
 from fedhybrid.executor import LOSS_FREE, SGD, PlanOptions, PreparedStep, TrainStep, prepare_step
 from fedhybrid.models import build_model
-from fedhybrid.protocols import Optimizer
+from fedhybrid.protocols import Method, Optimizer, Submodel
 from fedhybrid.records import LocalWork
-from fedhybrid.tree import Tensors, detached_copy, tensors_of
+from fedhybrid.tree import Tensors, buffers_of, detached_copy, tensors_of
 
 BATCH = 8
 DEVICES = {name: load_profile(name) for name in ("laptop", "raspberry-pi-4")}
@@ -86,9 +87,18 @@ def plan_book(
     return PlanBook(prepared, DEVICES, folder, enabled=enabled, planning=planning, codec=codec, buckets=buckets)
 
 
-def workbench(model: nn.Module, prepared: PreparedStep) -> Workbench:
+def attend_of(method: Method) -> Attend:
+    """The server's side of a method's tasks, where the small model is trained whole."""
+    whole = Submodel(module=small_model(), loss_fn=classification_loss, optimizer=SGD(lr=0.05))
+    return lambda task: None if task.kind == "evaluate" else method.attend(task, whole)
+
+
+def workbench(model: nn.Module, prepared: PreparedStep, split: Split | None = None) -> Workbench:
     """A workbench at which any client can train."""
-    return Workbench(model=model, step=TrainStep(prepared, prepared.keep_all()), split=small_split())
+    station = Station(
+        step=TrainStep(prepared, prepared.keep_all()), tensors=tensors_of(model), buffers=buffers_of(model)
+    )
+    return Workbench(model=model, split=split or small_split(), station=lambda submodel: station)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -28,7 +28,7 @@ from fedhybrid.records import ClientTask, Failure, TaskEvent, Update
 from fedhybrid.tree import Tensors
 from fedhybrid.units import parse_budget
 from fedhybrid.updates import Pipeline
-from tests.federation_parts import DEVICES, SHARDS, WORK, shop
+from tests.federation_parts import DEVICES, SHARDS, WORK, attend_of, shop
 from tests.update_parts import bits_of
 
 NOTHING = Pipeline(parts=())
@@ -131,7 +131,7 @@ def scene(
         traffic=traffic,
         planner=planner,
         states=ClientStates(folder / "states", {}),
-        labour=InThisProcess(method=method, bench=bench, book=book, traffic=traffic),
+        labour=InThisProcess(method=method, bench=bench, book=book, traffic=traffic, attend=attend_of(method)),
     )
 
 

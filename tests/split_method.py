@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedhybrid.methods.averaging import AbstractAveraging
-from fedhybrid.protocols import ClientRuntime, Optimizer
+from fedhybrid.protocols import ClientRuntime, Optimizer, Submodel
 from fedhybrid.records import ClientTask, Update
 from fedhybrid.tree import Tensors
 
@@ -53,6 +53,8 @@ class ServerHalf:
         self.weight, self.bias = ((p - self.lr * g).detach() for p, g in zip((weight, bias), own, strict=True))
         return {"gradient": gradient, "losses": losses.detach()}
 
+    compute_s = 0.0
+
     def result(self) -> Tensors:
         return {SERVER[0]: self.weight.detach(), SERVER[1]: self.bias.detach()}
 
@@ -69,7 +71,7 @@ class SplitTraining(AbstractAveraging):
     def optimizer(self, base: Optimizer) -> Optimizer:
         return base
 
-    def attend(self, task: ClientTask) -> ServerHalf:
+    def attend(self, task: ClientTask, whole: Submodel) -> ServerHalf:
         return ServerHalf(task)
 
     def train(self, task: ClientTask, client: ClientRuntime) -> Update:

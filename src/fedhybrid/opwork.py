@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["OP_KINDS", "OpWork"]
+__all__ = ["OP_KINDS", "WAITING", "OpWork"]
 
 # Kinds whose speed differs between devices by more than their FLOPs and bytes explain.
 OP_KINDS = ("conv", "depthwise", "matmul", "norm", "pool", "elementwise", "reduce", "copy", "random", "optimizer")
+
+# What is no work of the device's own: it waits for somebody else, whose time is counted where that one works.
+WAITING = "waiting"
 
 
 @dataclass(frozen=True)

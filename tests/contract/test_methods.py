@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,7 +17,8 @@ from fedhybrid.engine.traffic import Traffic
 from fedhybrid.engine.walk import Leg
 from fedhybrid.executor import SGD
 from fedhybrid.methods import METHODS
-from fedhybrid.protocols import Method, RoundPlan, ServerState
+from fedhybrid.methods.averaging import AbstractFederated
+from fedhybrid.protocols import Costs, Method, RoundPlan, ServerState
 from fedhybrid.records import ClientTask, LocalWork, Update
 from fedhybrid.seeds import derive_seed
 from fedhybrid.tree import Tensors, detached_copy, tensors_of
@@ -29,6 +30,17 @@ VERSION = 4
 PULL = {"fedprox": 0.01}  # strength of the proximal term in the oracle's loss
 # With which options a method lets one fresh update replace the global model, as a mean of one update does.
 REPLACING: dict[str, dict[str, Any]] = {"fedasync": {"mixing": 1.0}}
+
+NOBODY = cast(Costs, None)  # methods of one submodel ask for no costs
+
+
+def trains_the_whole(method: Method) -> bool:
+    """Whether its clients train the recipe's model as it is; the others are in `test_method_runs.py` alone."""
+    verbs = (type(method).adapt, type(method).menu, type(method).submodel)
+    return verbs == (AbstractFederated.adapt, AbstractFederated.menu, AbstractFederated.submodel)
+
+
+WHOLE = sorted(name for name, method in METHODS.items() if trains_the_whole(method()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +71,7 @@ class Setting:
             work=WORK,
             run_seed=11,
             draw=draw,
+            costs=NOBODY,
         )
         return self.method.assign(self.server(), plan)
 
@@ -72,7 +85,7 @@ class Setting:
         return {n: t - start[n] for n, t in weights.items()} if self.method.differences else weights
 
 
-@pytest.fixture(scope="module", params=sorted(METHODS))
+@pytest.fixture(scope="module", params=WHOLE)
 def setting(request: pytest.FixtureRequest) -> Setting:
     method = METHODS[request.param]()
     return Setting(name=request.param, method=method, shop=shop(method.optimizer(SGD(lr=0.05, momentum=0.5))))
@@ -88,7 +101,9 @@ def central_training(method_name: str, weights: Tensors, task: ClientTask, made:
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=WORK.lr, momentum=0.5)
     stretches = [Stretch(program=made.prepared.keep_all(), steps=1)]
-    client = LocalClient(bench=made.bench, shard=SHARDS[task.client], stretches=stretches)
+    client = LocalClient(
+        station=made.bench.station(""), split=made.bench.split, shard=SHARDS[task.client], stretches=stretches
+    )
     for x, y in client.batches(WORK, task.seed):
         optimizer.zero_grad(set_to_none=True)
         loss = torch.nn.functional.cross_entropy(model(x), y)
@@ -124,7 +139,9 @@ class TestEveryMethod:
 
     def test_preparations_are_tasks_of_their_own_kind(self, setting: Setting) -> None:
         for phase in setting.method.preparations:
-            plan = RoundPlan(round_index=0, cohort=(1,), plans={1: None}, work=WORK, run_seed=11, draw=0, phase=phase)
+            plan = RoundPlan(
+                round_index=0, cohort=(1,), plans={1: None}, work=WORK, run_seed=11, draw=0, phase=phase, costs=NOBODY
+            )
             assert [task.kind for task in setting.method.assign(setting.server(), plan)] == [phase]
 
     def test_its_facts_have_their_types(self, setting: Setting) -> None:
@@ -228,7 +245,7 @@ class TestEveryMethod:
 
 ONES: Tensors = {"p": torch.tensor([1.0]), "running_mean": torch.tensor([4.0]), "count": torch.tensor(2)}
 TWOS: Tensors = {"p": torch.tensor([5.0]), "running_mean": torch.tensor([0.0]), "count": torch.tensor(6)}
-ROUNDS = sorted(name for name, cls in METHODS.items() if not cls().asynchronous)
+ROUNDS = [name for name in WHOLE if not METHODS[name]().asynchronous]  # others take only tensors that they know
 
 
 @pytest.mark.parametrize("name", ROUNDS)

@@ -25,6 +25,7 @@ GATES: dict[str, Callable[[Candidates], np.ndarray]] = {
     "planned-utility": lambda c: np.isfinite(c.round_s),
     "power-of-choice": lambda c: c.num_samples > 0,
     "round-robin": lambda c: np.isfinite(c.round_s),
+    "smartsplit": lambda c: np.isfinite(c.round_s),
     "uniform": lambda c: np.ones(len(c.client), dtype=bool),
 }
 
@@ -36,6 +37,7 @@ COLUMNS: dict[str, set[str]] = {
     "planned-utility": {"client", "tier", "round_s", "num_samples"},
     "power-of-choice": {"client", "num_samples"},
     "round-robin": {"client", "round_s"},
+    "smartsplit": {"client", "round_s", "num_samples", "label_counts"},
     "uniform": set(),
 }
 
@@ -48,6 +50,7 @@ def candidates_of(count: int, seed: int = 0) -> Candidates:
         tier=rng.integers(0, 3, count),
         budget_bytes=budget_bytes,
         num_samples=rng.integers(0, 50, count),
+        label_counts=rng.integers(0, 9, (count, 4)),
         unplanned_bytes=100,
         smallest_bytes=40,
         step_s=np.where((budget_bytes < 40) | (rng.random(count) < 0.1), np.inf, 1.0),

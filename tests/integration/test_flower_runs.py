@@ -9,18 +9,13 @@ from typing import Any
 
 import pytest
 import tomli_w
-import torch
-from safetensors.torch import load_file
 from tests.federation_parts import recipe
-from tests.run_parts import asynchronous, rounds_of, small
+from tests.grid_parts import assert_same_runs, run_on_local_grid
+from tests.run_parts import asynchronous, small
 
 import fedhybrid as fh
 
 pytest.importorskip("flwr")
-
-from fedhybrid.integrations.flower.simulated.app import client_app
-from fedhybrid.integrations.flower.simulated.local_grid import LocalGrid
-from fedhybrid.integrations.flower.simulated.simulation import on_grid
 
 ROOT = Path(__file__).parents[2]
 SPLIT = recipe(
@@ -31,43 +26,35 @@ SPLIT = recipe(
     fleet={"clients_per_round": 4, "tiers": [{"name": "all", "budget": "100%", "device": "raspberry-pi-4"}]},
     train={"batch_size": 8, "steps": 3, "lr": 0.1},
 )
+HEADED = recipe(
+    method="tests.head_method:HeadFirst",
+    model="cnn",
+    model_options={"width": 0.25},
+    policy="uniform",
+    data={"clients": 8, "alpha": 5.0},
+    fleet={
+        "clients_per_round": 4,
+        "tiers": [
+            {"name": "weak", "budget": "60%", "device": "raspberry-pi-4"},
+            {"name": "strong", "budget": "100%", "device": "laptop"},
+        ],
+    },
+    planner={"actions": ["recompute", "split"]},
+)
 RECIPES: dict[str, dict[str, Any]] = {
     "fedavg": small(method="fedavg"),
     "fedhybrid": small(method="fedhybrid", policy="fedhybrid"),
     "asynchronous": asynchronous("fedbuff"),
     "split": SPLIT,
+    "submodels": HEADED,
 }
-
-
-def _on_local_grid(table: dict[str, Any], out: Path) -> None:
-    clients = table["data"]["clients"]
-    grid = LocalGrid(client_app, {100 + n: {"partition-id": n, "num-partitions": clients} for n in range(clients)})
-
-    def wait(_: float) -> None:
-        at_s = grid.next_arrival_s()
-        assert at_s is not None, "nobody will answer any more"
-        grid.advance_to(max(at_s, grid.now()))
-
-    fh.run(table, out=out, assemble=on_grid(grid, wait=wait))
-
-
-def _assert_same(one: Path, other: Path) -> None:
-    first, second = fh.load_run(one), fh.load_run(other)
-    assert rounds_of(first) == rounds_of(second)  # cohorts, times, bytes, accuracy
-    assert first.clients == second.clients  # plans, budgets, planned and measured peaks
-    plans = [{p.name: p.read_bytes() for p in (folder / "plans").iterdir()} for folder in (one, other)]
-    assert plans[0] == plans[1]
-    weights = [load_file(folder / "model.safetensors") for folder in (one, other)]
-    assert weights[0].keys() == weights[1].keys()
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_in_memory_grid_gives_the_run_of_this_process(name: str, tmp_path: Path) -> None:
     fh.run(RECIPES[name], out=tmp_path / "here")
-    _on_local_grid(RECIPES[name], tmp_path / "grid")
-    _assert_same(tmp_path / "here", tmp_path / "grid")
+    run_on_local_grid(RECIPES[name], tmp_path / "grid")
+    assert_same_runs(tmp_path / "here", tmp_path / "grid")
 
 
 @pytest.mark.slow
@@ -82,5 +69,5 @@ def test_flowers_simulation_gives_the_run_of_this_process(name: str, tmp_path: P
         [*command, "--out", str(tmp_path / "ray")], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
-    _assert_same(tmp_path / "here", tmp_path / "ray")
+    assert_same_runs(tmp_path / "here", tmp_path / "ray")
     assert (tmp_path / "ray/report.html").is_file()

@@ -17,6 +17,7 @@ def candidates(clients: int = CLIENTS, **changes: Any) -> Candidates:
         "tier": np.zeros(clients, np.int64),
         "budget_bytes": np.full(clients, 100),
         "num_samples": np.full(clients, 10),
+        "label_counts": np.full((clients, 2), 5),
         "unplanned_bytes": 100,
         "smallest_bytes": 40,
         "step_s": np.ones(clients),

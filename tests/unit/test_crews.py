@@ -18,7 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.federation_parts import SHARDS, WORK, shop
+from tests.federation_parts import SHARDS, WORK, attend_of, shop
 from tests.scene_parts import Keeping, Scene, plain, scene, small_task
 from tests.update_parts import bits_of
 
@@ -42,7 +42,14 @@ SQUEEZED = parse_pipeline(
 
 def crew(made: Scene, method: Method, workers: int) -> Crew:
     with one_thread():
-        return Crew(workers, method=method, bench=shop().bench, book=made.book, traffic=made.traffic)
+        return Crew(
+            workers,
+            method=method,
+            bench=shop().bench,
+            book=made.book,
+            traffic=made.traffic,
+            attend=attend_of(method),
+        )
 
 
 def jobs(book_plans: bool) -> list[Job]:

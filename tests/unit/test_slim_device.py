@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.federation_parts import workbench
 from tests.split_method import ServerHalf
 
 from fedhybrid.engine.labour import Job, do_job
-from fedhybrid.engine.runtime import Workbench, classification_loss, one_thread
+from fedhybrid.engine.runtime import classification_loss, one_thread
 from fedhybrid.engine.traffic import Delivery, Traffic
 from fedhybrid.engine.walk import Leg
 from fedhybrid.errors import ConfigError, FedHybridError, InfeasibleBudgetError, PlanMismatchError
-from fedhybrid.executor import PreparedStep, TrainStep, prepare_step
+from fedhybrid.executor import PreparedStep, prepare_step
 from fedhybrid.experiment.build import build_federation
 from fedhybrid.experiment.check import load_config, to_table
 from fedhybrid.integrations.flower.device.programs import ProgramFolder, program_name
@@ -29,7 +30,7 @@ from fedhybrid.integrations.flower.device.setting import config_of
 from fedhybrid.integrations.flower.device.slim import SlimDevice, open_device
 from fedhybrid.planner import Plan
 from fedhybrid.records import ClientTask, LocalWork
-from fedhybrid.tree import detached_copy
+from fedhybrid.tree import buffers_of, detached_copy, tensors_of
 
 CLIENT, SEED = 2, 5
 RECIPE: dict[str, Any] = {
@@ -71,15 +72,13 @@ class Engine:
                 "lossy": self.prepared.packed_whole("affine-8"),
                 "keep-all": self.prepared.keep_all(),
             }
-        self.bench = Workbench(
-            model=self.job.model, step=TrainStep(self.prepared, self.prepared.keep_all()), split=split
-        )
+        self.bench = workbench(self.job.model, self.prepared, split)
         self.traffic = Traffic(
-            down=self.job.down, up=self.job.up, differences=False, buffers=self.bench.buffers, run_seed=SEED
+            down=self.job.down, up=self.job.up, differences=False, buffers=buffers_of(self.job.model), run_seed=SEED
         )
-        self.weights = detached_copy(self.bench.tensors)
+        self.weights = detached_copy(tensors_of(self.job.model))
 
-    def program(self, device: str, plan: str | None) -> Plan:
+    def program(self, device: str, plan: str | None, submodel: str = "") -> Plan:
         return self.plans["keep-all" if plan is None else plan]
 
     def do(self, job: Job) -> Delivery:
@@ -324,7 +323,7 @@ def test_a_workshop_that_fails_says_why(device: SlimDevice, engine: Engine, monk
 
 def test_a_workshop_ends_with_whoever_started_it(device: SlimDevice, home: Path, tmp_path: Path) -> None:
     order = tmp_path / "order.json"
-    order.write_text(json.dumps({"setting": device._compiler._setting, "plans": {"orphan": None}}))
+    order.write_text(json.dumps({"setting": device._setting, "plans": {"orphan": None}}))
     workshop = subprocess.Popen(
         [sys.executable, "-m", "fedhybrid.integrations.flower.device.workshop", str(home), str(order)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

@@ -34,7 +34,15 @@ def task_as_json(task: ClientTask) -> dict[str, Any]:
 
 def task_from_json(told: Mapping[str, Any], weights: Tensors) -> ClientTask:
     """The task again, with these weights."""
-    return ClientTask(**{**told, "work": LocalWork(**told["work"]), "weights": weights})
+    sent = told.get("sent")
+    return ClientTask(
+        **{
+            **told,
+            "work": LocalWork(**told["work"]),
+            "weights": weights,
+            "sent": None if sent is None else tuple(map(str, sent)),
+        }
+    )
 
 
 def pack_bundle(header: Mapping[str, Any], groups: Mapping[str, Tensors], *, allow_nan: bool = False) -> bytes:

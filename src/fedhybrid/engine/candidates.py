@@ -8,8 +8,10 @@ from functools import cached_property
 from typing import final
 
 import numpy as np
+from torch import Tensor
 
 from fedhybrid.data import Shards
+from fedhybrid.devices import DeviceProfile
 from fedhybrid.engine.budgets import Budgets
 from fedhybrid.engine.plans import PlanBook
 from fedhybrid.engine.runtime import steps_of
@@ -35,9 +37,10 @@ class FleetCosts:
         work: LocalWork,
         traffic: Traffic,
         model: Tensors,
+        labels: Tensor | None = None,
     ) -> None:
         self.fleet, self.book, self.budgets, self.shards = fleet, book, budgets, shards
-        self._work = work
+        self._work, self._labels = work, labels
         self._down_bytes, self._up_bytes = traffic.expected_bytes(model)
         self._devices = [tier.device for tier in fleet.tiers]
 
@@ -45,6 +48,17 @@ class FleetCosts:
     def num_samples(self) -> IntArray:
         """Training samples of every client."""
         return self.shards.sizes
+
+    @cached_property
+    def label_counts(self) -> IntArray:
+        """Training samples of each class of every client; no column where the labels are not known here."""
+        if self._labels is None:
+            return np.zeros((len(self.shards), 0), dtype=np.int64)
+        labels = self._labels.numpy()
+        found = np.zeros((len(self.shards), int(labels.max(initial=0)) + 1), dtype=np.int64)
+        for client in range(len(self.shards)):
+            found[client] = np.bincount(labels[self.shards[client]], minlength=found.shape[1])
+        return found
 
     @cached_property
     def steps(self) -> IntArray:
@@ -74,17 +88,21 @@ class FleetCosts:
         return self.step_s(every, self.budgets.most)
 
     def step_s(self, clients: IntArray, budget_bytes: IntArray) -> FloatArray:
-        """Seconds of a step within these budgets; asked once for each kind of client."""
+        """Seconds of a step within these budgets, its talk with the server among them; asked once for each kind."""
         tier = np.asarray(self.fleet.tier)[clients].astype(np.int64)
-        # All that a plan book looks at: the bucket, and whether the smallest plan or even the whole program fits.
-        least_bytes = np.array([self.book.least_bytes(device.name) for device in self._devices])[tier]
-        level = (budget_bytes >= least_bytes).astype(np.int64) + (budget_bytes >= self.book.keep_all_bytes)
-        rounded = self.book.rounded(budget_bytes)
-        kind = (rounded * 3 + level) * len(self._devices) + tier
+        kind = self.book.kinds(budget_bytes, [device.name for device in self._devices], tier)
         _, first, kind_of = np.unique(kind, return_index=True, return_inverse=True)
-        seconds = [self.book.step_s(self._devices[tier[i]].name, int(budget_bytes[i])) for i in first]
-        found: FloatArray = np.array(seconds)[kind_of.reshape(-1)] * self.fleet.speed_factor(clients)
+        offers = [(self._devices[tier[i]], int(budget_bytes[i])) for i in first]
+        seconds = np.array([self.book.step_s(device.name, budget) for device, budget in offers])
+        talk_s = np.array([self._talk_s(device, budget) for device, budget in offers])
+        place = kind_of.reshape(-1)
+        found: FloatArray = seconds[place] * self.fleet.speed_factor(clients) + talk_s[place]
         return found
+
+    def _talk_s(self, device: DeviceProfile, budget_bytes: int) -> float:
+        """Seconds on the link in the middle of one step."""
+        bytes_up, bytes_down = self.book.exchanged_bytes(device.name, budget_bytes)
+        return bytes_up / device.uplink_bytes_per_s + bytes_down / device.downlink_bytes_per_s
 
 
 @final
@@ -121,6 +139,11 @@ class FleetView:
     def num_samples(self) -> IntArray:
         """Training samples that each client holds."""
         return self._costs.num_samples[self.client]
+
+    @cached_property
+    def label_counts(self) -> IntArray:
+        """Training samples of each class that each client holds."""
+        return self._costs.label_counts[self.client]
 
     @property
     def unplanned_bytes(self) -> int:

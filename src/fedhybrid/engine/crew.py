@@ -22,7 +22,7 @@ from typing import Any, final
 import torch
 
 from fedhybrid.engine.bundle import pack_bundle, unpack_bundle
-from fedhybrid.engine.labour import Job, do_job
+from fedhybrid.engine.labour import Attend, Job, do_job
 from fedhybrid.engine.parcels import delivery_from, delivery_parts, job_from, job_parts
 from fedhybrid.engine.plans import PlanBook
 from fedhybrid.engine.runtime import Workbench
@@ -49,7 +49,9 @@ class _Worker:
 class Crew:
     """Implements `Labour` with `workers` processes; jobs are begun in the order in which their results are wanted."""
 
-    def __init__(self, workers: int, *, method: Method, bench: Workbench, book: PlanBook, traffic: Traffic) -> None:
+    def __init__(
+        self, workers: int, *, method: Method, bench: Workbench, book: PlanBook, traffic: Traffic, attend: Attend
+    ) -> None:
         if not hasattr(os, "fork") or sys.platform == "darwin":
             raise ConfigError(
                 "workers above 1 needs a system on which a process can be forked safely (Linux); use workers = 1"
@@ -61,7 +63,7 @@ class Crew:
         self._dropped: set[int] = set()
 
         def do(job: Job) -> Delivery:
-            return do_job(job, method, bench, book, traffic)
+            return do_job(job, method, bench, book, traffic, attend=attend)
 
         context = multiprocessing.get_context("fork")
         self._workers: list[_Worker] = []

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from fedhybrid.engine.costs import WorldCosts
 from fedhybrid.engine.federation import Federation
 from fedhybrid.engine.world import World
 from fedhybrid.protocols import PolicyState, RoundPlan, ServerState
 from fedhybrid.records import COMPLETED, ClientRecord, ClientTask, Outcome, RoundRecord, TaskEvent, Update
 from fedhybrid.seeds import derive_seed
 
-__all__ = ["Dispatcher", "Played", "choose", "outcome_of"]
+__all__ = ["Dispatcher", "Played", "choose", "counts", "outcome_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +60,16 @@ class Dispatcher:
         """Sends each client of the cohort its task; returns the tickets."""
         job, world = self.job, self.world
         promised = world.promised(cohort)
-        plans = {
-            client: world.book.choose(world.device(client).name, budget_bytes)
+        offers = {
+            client: world.book.offer(world.device(client).name, budget_bytes)
             for client, budget_bytes in zip(cohort, promised, strict=True)
         }
         plan = RoundPlan(
             round_index=server.version,
             cohort=tuple(cohort),
-            plans=plans,
+            plans={client: plan for client, (_, plan) in offers.items()},
+            submodels={client: submodel for client, (submodel, _) in offers.items()},
+            costs=WorldCosts(world=world),
             work=job.work,
             run_seed=job.seed,
             draw=draw,
@@ -113,7 +116,7 @@ class Dispatcher:
         """
         costs = [event.cost for event in self.events]
         energies_j = [cost.energy_j for cost in costs]
-        training = [record for record in self.records if record.kind != "evaluate"]
+        training = [record for record in self.records if counts(record)]
         tested = [record.accuracy for record in self.records if record.accuracy is not None]
         version = server.version - 1 if used else server.version
         return RoundRecord(
@@ -134,6 +137,11 @@ class Dispatcher:
             violations=sum(cost.violations for cost in costs),
             client_accuracy=sum(tested) / len(tested) if tested else None,
         )
+
+
+def counts(record: ClientRecord) -> bool:
+    """Whether a task is one of a round's cohort: its training, or what failed before it."""
+    return record.kind == "train" or (record.kind != "evaluate" and record.outcome != COMPLETED)
 
 
 def outcome_of(world: World, event: TaskEvent, selection: int) -> Outcome:
@@ -168,6 +176,7 @@ def _client_record(world: World, task: ClientTask, event: TaskEvent, round_index
         planned_peak_bytes=event.planned_peak_bytes,
         measured_peak_bytes=ran.measured_peak_bytes if ran else None,
         plan=task.plan,
+        submodel=task.submodel,
         samples=ran.samples_seen if ran else 0,
         steps=ran.steps if ran else 0,
         train_loss=update.loss_mean if update else None,

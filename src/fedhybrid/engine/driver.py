@@ -209,7 +209,7 @@ class InProcessDriver:
         # What went to and fro in the middle of the task has its time here, as if all of it had come at the end.
         bytes_up = delivery.asked_bytes + self._traffic.bytes_up(delivery)
         talk_s = delivery.answered_bytes / device.downlink_bytes_per_s
-        arrives_s = stage.at_s + talk_s + bytes_up / device.uplink_bytes_per_s
+        arrives_s = stage.at_s + delivery.served_s + talk_s + bytes_up / device.uplink_bytes_per_s
         stage = replace(stage, bytes_up=bytes_up, answered_bytes=delivery.answered_bytes)
         if cut_off := self._planner.cut_off(journey, arrives_s):
             at_s, kind, detail = min(cut_off)
@@ -238,7 +238,8 @@ class InProcessDriver:
         energy_j = None
         if device.watts_compute is not None:
             energy_j = device.energy_j(compute_s, stage.bytes_up, bytes_down)
-        programs = [self._book.program(device.name, leg.plan) for leg in journey.walk.legs]
+        submodel = journey.task.submodel
+        programs = [self._book.program(device.name, leg.plan, submodel) for leg in journey.walk.legs]
         ran = stage.update is not None or (stage.failure is not None and stage.failure.ran is not None)
         result = stage.failure or stage.update
         assert result is not None

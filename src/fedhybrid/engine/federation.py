@@ -8,11 +8,12 @@ from torch import nn
 
 from fedhybrid.data import Dataset, Shards
 from fedhybrid.engine.faults import Faults
+from fedhybrid.engine.runtime import classification_loss
 from fedhybrid.engine.schedule import Evaluation, Schedule
 from fedhybrid.executor import PlanOptions
 from fedhybrid.fleet import Fleet
-from fedhybrid.protocols import Method, Optimizer, Policy
-from fedhybrid.records import LocalWork
+from fedhybrid.protocols import Attendant, Method, Optimizer, Policy, Submodel
+from fedhybrid.records import ClientTask, LocalWork
 from fedhybrid.updates import Pipeline
 
 __all__ = ["Federation", "RunNames"]
@@ -37,10 +38,12 @@ class Federation:
         dataset: Images and labels; the test split measures accuracy.
         shards: For each client the indices of its training samples.
         fleet: Tier, budget and device of each client.
-        model: The global model with its initial weights; the run trains in it.
+        model: The global model with its initial weights, as the method has adapted it.
         method: The published system.
         policy: Chooses the cohorts.
         optimizer: The clients' optimizer, as the method made it.
+        plain: The step of the recipe's own model, which per cent budgets refer to, where the method trains another.
+        pretrained: What training at the server gave, as a file in the run's folder; None where nothing did.
         work: How much a client trains in a round.
         clients_per_round: Largest cohort.
         rounds: Rounds in all.
@@ -81,3 +84,14 @@ class Federation:
     natural: bool = False
     workers: int = 1
     checkpoint_every: int | None = None
+    plain: Submodel | None = None
+    pretrained: bytes | None = None
+
+    @property
+    def whole(self) -> Submodel:
+        """The step of the whole global model."""
+        return Submodel(module=self.model, loss_fn=classification_loss, optimizer=self.optimizer)
+
+    def attend(self, task: ClientTask) -> Attendant | None:
+        """The server's side of a task, where it has one."""
+        return None if task.kind == "evaluate" else self.method.attend(task, self.whole)

@@ -73,12 +73,13 @@ class JourneyPlanner:
     def recall(self, given: ClientTask, start_s: float) -> None:
         """Makes the plan known that a task was given before a stop: a plan book begins empty, its files are there."""
         if given.plan is not None:
-            self._book.choose(self.device(given.client).name, self._budgets.promised_one(given.client, start_s))
+            promised_bytes = self._budgets.promised_one(given.client, start_s)
+            self._book.choose(self.device(given.client).name, promised_bytes, given.submodel)
 
     def begin(self, given: ClientTask, start_s: float) -> tuple[Journey, float, Failure | None]:
         """The journey of a task, when its computing ends, and why it comes to nothing by then, if it does."""
         client = given.client
-        weights, bytes_down = self._traffic.sent_down(given.weights, version=given.round_index)
+        weights, bytes_down = self._traffic.sent_down(given.weights, version=given.round_index, names=given.sent)
         task = replace(given, weights=weights)
         journey = Journey(
             task=task,
@@ -123,11 +124,12 @@ class JourneyPlanner:
                 )
                 return failure_of(task, "out_of_memory", detail)
             return None
-        needed_bytes = self._book.needed_bytes(task.plan)
+        needed_bytes = self._book.needed_bytes(task.plan, task.submodel)
         if needed_bytes > budget_bytes:
             what = "the unplanned step" if task.plan is None else f"plan {task.plan}"
             if task.plan is None and self._book.enabled:
-                what, needed_bytes = "the smallest plan", self._book.least_bytes(self.device(task.client).name)
+                least_bytes = self._book.shelf(task.submodel).least_bytes(self.device(task.client).name)
+                what, needed_bytes = "the smallest plan", least_bytes
             detail = f"{what} needs {needed_bytes:,} bytes, the budget is {budget_bytes:,}"
             return failure_of(task, "out_of_memory", detail)
         if steps_of(task.work, num_samples) == 0:
@@ -148,7 +150,7 @@ class JourneyPlanner:
             fell = least_bytes < self._sizes.peak_bytes(journey.evaluation_batch)
             return Walk(legs=(), seconds=seconds, violations_s=(begins_s,) if fell else ())
         return walk(
-            self._book,
+            self._book.shelf(task.submodel),
             device,
             plan=task.plan,
             steps=steps_of(task.work, num_samples),
@@ -172,8 +174,7 @@ class JourneyPlanner:
             given_up_s = self._timeout_s or _PATIENCE * (journey.computed_s - journey.start_s)
             ends.append((journey.start_s + given_up_s, "time_out", f"nothing was heard of it for {given_up_s:.1f} s"))
         if fault is not None and fault.kind == "disconnected":
-            whole_bytes = 0 if task.kind in ("evaluate", "query") else self._traffic.expected_bytes(task.weights)[1]
-            upload_s = whole_bytes / self.device(task.client).uplink_bytes_per_s
+            upload_s = self._upload_bytes(task) / self.device(task.client).uplink_bytes_per_s
             lost_s = journey.computed_s + fault.at_ratio * upload_s
             ends.append((lost_s, "disconnected", f"the connection was lost after {fault.at_ratio:.0%} of its upload"))
         if ends:
@@ -184,6 +185,13 @@ class JourneyPlanner:
             at_s, kind, detail = min(cut_off)
             return at_s, failure_of(task, kind, detail)
         return journey.computed_s, None
+
+    def _upload_bytes(self, task: ClientTask) -> int:
+        """What the client would send: what its submodel trains; figures, as of other tasks, count for nothing here."""
+        if task.kind != "train":
+            return 0
+        names = self._book.shelf(task.submodel).trained if task.submodel else task.weights
+        return self._traffic.expected_bytes({name: task.weights[name] for name in names})[1]
 
     def lost_bytes(self, journey: Journey, at_s: float) -> int:
         """What has been sent by `at_s` of an upload that is to be lost on the way."""

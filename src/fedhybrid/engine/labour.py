@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol, final
 
@@ -11,11 +12,14 @@ from fedhybrid.engine.runtime import Ask, Stretch, Workbench
 from fedhybrid.engine.traffic import Delivery, Traffic
 from fedhybrid.engine.walk import Leg
 from fedhybrid.planner import Plan
-from fedhybrid.protocols import Method
+from fedhybrid.protocols import Attendant, Method
 from fedhybrid.records import ClientTask, IntArray, Update
 from fedhybrid.tree import Tensors, total_bytes
 
-__all__ = ["InThisProcess", "Job", "Labour", "Programs", "Talk", "do_job"]
+__all__ = ["Attend", "InThisProcess", "Job", "Labour", "Programs", "Talk", "do_job"]
+
+
+Attend = Callable[[ClientTask], Attendant | None]  # the server's side of a task, where it has one
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,8 +48,8 @@ class Job:
 class Programs(Protocol):
     """What a job's plans mean: a plan book, or what a device was sent."""
 
-    def program(self, device: str, plan: str | None) -> Plan:
-        """The plan of that name; for None, the one that decides nothing."""
+    def program(self, device: str, plan: str | None, submodel: str = "") -> Plan:
+        """The plan of that name; for None, the one of the submodel that decides nothing."""
         ...
 
 
@@ -70,21 +74,38 @@ class Labour(Protocol):
 
 
 def do_job(
-    job: Job, method: Method, bench: Workbench, book: Programs, traffic: Traffic, *, ask: Ask | None = None
+    job: Job,
+    method: Method,
+    bench: Workbench,
+    book: Programs,
+    traffic: Traffic,
+    *,
+    attend: Attend | None = None,
+    ask: Ask | None = None,
 ) -> Delivery:
     """Does a job: what the client computes, and how it packs what it sends.
 
-    Where its method has an attendant, this process is the server too, unless `ask` takes the questions to another.
+    Args:
+        job: What to do.
+        method: Whose client side it is.
+        bench: Where.
+        book: Has the job's programs.
+        traffic: Packs what is sent.
+        attend: Makes the server's side of the task, where this process is the server too.
+        ask: Takes questions to the server, where it is elsewhere.
     """
     if job.task.kind == "evaluate":
         return Delivery(update=_evaluated(job, bench))
-    attendant = method.attend(job.task) if ask is None else None
+    attendant = attend(job.task) if attend is not None else None
     talk = Talk(ask or (attendant.answer if attendant else None))
-    stretches = [Stretch(program=book.program(job.device, leg.plan), steps=leg.steps) for leg in job.legs]
+    stretches = [
+        Stretch(program=book.program(job.device, leg.plan, job.task.submodel), steps=leg.steps) for leg in job.legs
+    ]
     update = bench.run(method, job.task, job.shard, stretches, job.state, ask=talk.ask if talk else None)
     return replace(
         traffic.packed(update, job.task, job.state),
         served=attendant.result() if attendant else {},
+        served_s=attendant.compute_s if attendant else 0.0,
         asked_bytes=talk.asked_bytes,
         answered_bytes=talk.answered_bytes,
     )
@@ -145,6 +166,7 @@ class InThisProcess:
     bench: Workbench
     book: Programs
     traffic: Traffic
+    attend: Attend
     jobs: dict[int, Job] = field(default_factory=dict)
 
     def begin(self, ticket: int, job: Job) -> None:
@@ -153,7 +175,8 @@ class InThisProcess:
 
     def finish(self, ticket: int) -> Delivery:
         """Does it now."""
-        return do_job(self.jobs.pop(ticket), self.method, self.bench, self.book, self.traffic)
+        job = self.jobs.pop(ticket)
+        return do_job(job, self.method, self.bench, self.book, self.traffic, attend=self.attend)
 
     def drop(self, ticket: int) -> None:
         """Forgets it."""

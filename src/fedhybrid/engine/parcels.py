@@ -87,7 +87,11 @@ def delivery_parts(delivery: Delivery) -> Parts:
         groups["payload"] = {"": torch.from_numpy(np.frombuffer(delivery.payload, dtype=np.uint8).copy())}
     if delivery.served:
         groups["served"] = delivery.served
-    talk = {"asked_bytes": delivery.asked_bytes, "answered_bytes": delivery.answered_bytes}
+    talk = {
+        "asked_bytes": delivery.asked_bytes,
+        "answered_bytes": delivery.answered_bytes,
+        "served_s": delivery.served_s,
+    }
     return {"update": told, "talk": talk}, groups
 
 
@@ -119,6 +123,7 @@ def delivery_from(header: Mapping[str, Any], groups: Mapping[str, Tensors], task
             update=update,
             payload=None if payload is None else payload.numpy().tobytes(),
             served=groups.get("served", {}) if task is None else {},
+            served_s=header["talk"]["served_s"] if task is None else 0.0,
             asked_bytes=asked_bytes,
             answered_bytes=answered_bytes,
         )

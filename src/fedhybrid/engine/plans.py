@@ -1,65 +1,37 @@
-"""The run's plan book: one captured step, priced for each device, planned once for each budget that occurs.
+"""The run's plan book: what each client runs of which submodel, and what that costs.
 
-Plan costs come from the device profiles, never from this machine's clock, so the same recipe gives the same plans
-everywhere. Each plan is a file of the run's folder and is read from there when the run goes on after a stop.
+Submodels are captured when they are first asked for, and those that have not been asked for longest are forgotten
+again: a method may name as many as it likes. Their plans stay as files of the run's folder.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import final
+
+import numpy as np
 
 from fedhybrid.devices import DeviceProfile
-from fedhybrid.engine.files import write_atomically
-from fedhybrid.engine.planfiles import INFEASIBLE, read_infeasible, read_plan
-from fedhybrid.errors import ConfigError, InfeasibleBudgetError
-from fedhybrid.executor import LOSS_FREE, PlanOptions, PreparedStep
+from fedhybrid.engine.shelf import COARSE_BUCKETS, FINE_BUCKETS, Shelf, bucket_bytes, bucket_name, submodel_of
+from fedhybrid.executor import PlanOptions, PreparedStep
 from fedhybrid.planner import Plan
-from fedhybrid.records import IntArray
+from fedhybrid.records import IntArray, TensorTimes
 
 __all__ = ["COARSE_BUCKETS", "FINE_BUCKETS", "PlanBook", "bucket_bytes", "bucket_name"]
 
-B = TypeVar("B", int, IntArray)
-
-FINE_BUCKETS = 256  # rounding down costs a budget at most 1/256 of the eager peak, and a fleet needs few plans
-COARSE_BUCKETS = 16  # where each client has its own budget, or budgets move: rungs of a ladder of plans
+_SHELVES = 64  # captured steps that are remembered at once, beside those of the menu
 
 
-def bucket_bytes(budget_bytes: B, *, eager_peak_bytes: int, buckets: int = FINE_BUCKETS) -> B:
-    """The budget rounded down to a multiple of the power of two below 1/`buckets` of the eager peak, at least 1 KiB.
-
-    >>> bucket_bytes(10_000_000, eager_peak_bytes=64 * 2**20)
-    9961472
-    """
-    width = max(1024, 1 << max(0, (eager_peak_bytes // buckets).bit_length() - 1))
-    return budget_bytes // width * width
-
-
-def bucket_name(rounded_bytes: int) -> str:
-    """The bucket in MiB; different buckets have different names.
-
-    >>> bucket_name(9961472), bucket_name(1024 * 1025)
-    ('9.5MiB', '1.001MiB')
-    """
-    return f"{rounded_bytes / 2**20:.4f}".rstrip("0").rstrip(".") + "MiB"
-
-
+@final
 class PlanBook:
-    """Says what each client runs and what that costs; a plan is solved when it is first asked for.
-
-    Plans are called `<device>-<bucket>`, `<device>-keep-all` (the budget holds the whole program without a decision)
-    or `<device>-smallest` (the budget holds the smallest plan, its bucket does not). With a codec for the whole model
-    there is one plan a device, `<device>-<codec>`, which packs every eligible tensor whatever the budget.
+    """The shelves of a run's submodels, and which of them a client is offered.
 
     Attributes:
         enabled: Whether clients get plans at all; if not, everything runs the unplanned step.
-        resident_bytes: Parameters, buffers, optimizer state and batch.
-        eager_peak_bytes: Peak of the unplanned step in PyTorch (M_G in the paper).
-        smallest_bytes: The smallest peak that a client can run the step in (M_min in the paper).
+        menu: Submodels that clients are offered, the preferred first.
     """
 
     def __init__(
@@ -72,54 +44,143 @@ class PlanBook:
         planning: PlanOptions,
         codec: str | None = None,
         buckets: int = FINE_BUCKETS,
+        menu: Sequence[str] = ("",),
+        prepare: Callable[[str], PreparedStep] | None = None,
     ) -> None:
-        self._prepared = prepared
-        self._priced: dict[str, PreparedStep] = {}
-        self._folder, self._infeasible_file = folder / "plans", folder / INFEASIBLE
-        self._folder.mkdir(exist_ok=True)
+        """Captures and plans what everybody is offered, where all are offered the same.
+
+        Args:
+            prepared: The step that per cent budgets refer to; without `prepare` the only one.
+            devices: Profiles by their names.
+            folder: The run's.
+            enabled: See the class.
+            planning: How plans are made.
+            codec: Packs every eligible tensor of every client's step instead, or None.
+            buckets: Into how many steps of size budgets are rounded.
+            menu: See the class.
+            prepare: Captures a submodel's step.
+        """
+        self.enabled, self.menu = enabled, tuple(menu)
+        self._reference, self._devices, self._folder = prepared, dict(devices), folder
         self._planning, self._codec, self._buckets = planning, codec, buckets
-        # Lossy actions have a cap on their error: which floor keeps to it is not known beforehand.
-        only_loss_free = set(planning.actions) <= set(LOSS_FREE)
-        self._floor_actions = tuple(planning.actions) if only_loss_free else LOSS_FREE
-        self._plans: dict[str, Plan] = {}
-        self._infeasible = read_infeasible(self._infeasible_file)
-        self._fingerprint = prepared.fingerprint
-        self._unplanned: dict[str, Plan] = {}
-        self.add_devices(devices)
-        self.enabled = enabled
-        self.resident_bytes, self.eager_peak_bytes = prepared.resident_bytes, prepared.eager_peak_bytes
-        self._keep_all_bytes = prepared.keep_all_peak_bytes
-        self.smallest_bytes = (
-            min(self._smallest(device)[1].peak_bytes for device in self._priced) if enabled else self.eager_peak_bytes
-        )
+        self._prepare = prepare or (lambda submodel: prepared)
+        self._shelves: OrderedDict[str, Shelf] = OrderedDict()
+        self._learnt: dict[str, Plan] = {}
+        if enabled and len(self.menu) == 1:  # of many submodels, the smallest plans of most are never asked for
+            self.shelf(self.menu[0])
+            _ = self.smallest_bytes
+
+    @property
+    def resident_bytes(self) -> int:
+        """Parameters, buffers, optimizer state and batch of the plain step."""
+        return self._reference.resident_bytes
+
+    @property
+    def eager_peak_bytes(self) -> int:
+        """Peak of the plain step in PyTorch (M_G in FedHybrid's paper)."""
+        return self._reference.eager_peak_bytes
+
+    @cached_property
+    def smallest_bytes(self) -> int:
+        """The smallest peak that a client can run any submodel of the menu in (M_min in FedHybrid's paper)."""
+        return min(self.least_bytes(device) for device in self._devices)
+
+    def shelf(self, submodel: str = "") -> Shelf:
+        """The plans of one submodel."""
+        if submodel not in self._shelves:
+            self._shelves[submodel] = Shelf(
+                self._prepare(submodel),
+                self._devices,
+                self._folder,
+                submodel=submodel,
+                enabled=self.enabled,
+                planning=self._planning,
+                codec=self._codec,
+                buckets=self._buckets,
+            )
+            forgotten = [name for name in self._shelves if name not in self.menu][:-_SHELVES]
+            for name in forgotten:
+                del self._shelves[name]
+        self._shelves.move_to_end(submodel)
+        return self._shelves[submodel]
 
     def add_devices(self, devices: Mapping[str, DeviceProfile]) -> None:
-        """Prices the step for more devices, by their names; a profile that is known under its name is replaced."""
-        for name, device in sorted(devices.items()):
-            self._priced[name] = self._prepared.priced(device.op_time_s)
-            self._unplanned[name] = self._priced[name].keep_all()
+        """Prices the steps for more devices, by their names; a profile that is known under its name is replaced."""
+        self._devices |= devices
+        for shelf in self._shelves.values():
+            shelf.add_devices(devices)
+        self.__dict__.pop("smallest_bytes", None)
 
-    def choose(self, device: str, budget_bytes: int) -> str | None:
-        """The name of the plan for this device and budget; None for the unplanned step, also where no plan fits."""
-        if not self.enabled:
-            return None
-        if self._codec is not None:
-            name, plan = self._whole(device)
-            return name if budget_bytes >= plan.peak_bytes else None
-        if budget_bytes >= self._keep_all_bytes:
-            return self._named(device, "keep-all", self._priced[device].keep_all)[0]
-        smallest_name, smallest = self._smallest(device)
-        if budget_bytes < smallest.peak_bytes:
-            return None
-        return self._solved(device, self.rounded(budget_bytes)) or smallest_name
-
-    def rounded(self, budget_bytes: B) -> B:
-        """The budget's bucket, in bytes; budgets of one bucket get one plan, but for the smallest and the whole."""
-        return bucket_bytes(budget_bytes, eager_peak_bytes=self.eager_peak_bytes, buckets=self._buckets)
+    def offer(self, device: str, budget_bytes: int) -> tuple[str, str | None]:
+        """The first submodel of the menu that fits this budget, and its plan; where none does, the last one's."""
+        for submodel in self.menu:
+            shelf = self.shelf(submodel)
+            plan = shelf.choose(device, budget_bytes)
+            if budget_bytes >= shelf.needed_bytes(plan):
+                break
+        return submodel, plan
 
     def least_bytes(self, device: str) -> int:
-        """The smallest peak that this device can run the step in."""
-        return self._smallest(device)[1].peak_bytes if self.enabled else self.needed_bytes(None)
+        """The smallest peak that this device can run a submodel of the menu in."""
+        return min(self.shelf(submodel).least_bytes(device) for submodel in self.menu)
+
+    def step_s(self, device: str, budget_bytes: int) -> float:
+        """Seconds of one step of what this device is offered; infinity where nothing fits."""
+        return self.shelf(self.offer(device, budget_bytes)[0]).step_s(device, budget_bytes)
+
+    def exchanged_bytes(self, device: str, budget_bytes: int) -> tuple[int, int]:
+        """To the server and back in the middle of one step of what this device is offered."""
+        return self.shelf(self.offer(device, budget_bytes)[0]).exchanged_bytes
+
+    def kinds(self, budget_bytes: IntArray, devices: Sequence[str], device: IntArray) -> IntArray:
+        """A number for each budget and device, both (n,); where it is equal, the same is offered at the same price.
+
+        Args:
+            budget_bytes: One each.
+            devices: Names.
+            device: Which of them, one each.
+        """
+        kind, open_rows = np.zeros(len(budget_bytes), dtype=np.int64), np.arange(len(budget_bytes))
+        for number, submodel in enumerate(self.menu):
+            shelf, own = self.shelf(submodel), budget_bytes[open_rows]
+            fits = own >= np.array([shelf.least_bytes(name) for name in devices])[device[open_rows]]
+            # All that a shelf looks at: the bucket, and whether the smallest plan or even the whole program fits.
+            level = fits.astype(np.int64) + (own >= shelf.keep_all_bytes)
+            kind[open_rows] = (shelf.rounded(own) * 3 + level) * len(self.menu) + number
+            open_rows = open_rows[~fits]
+            if not len(open_rows):  # submodels that nobody needs are not even captured
+                break
+        return kind * len(devices) + device
+
+    def choose(self, device: str, budget_bytes: int, submodel: str = "") -> str | None:
+        """The name of a submodel's plan for this device and budget; None for the unplanned step, or where none fits."""
+        return self.shelf(submodel).choose(device, budget_bytes)
+
+    @property
+    def keep_all_bytes(self) -> int:
+        """Peak of the whole model's program without a decision."""
+        return self.shelf().keep_all_bytes
+
+    def needed_bytes(self, plan: str | None, submodel: str = "") -> int:
+        """Memory that the plan needs; for a submodel's unplanned step what PyTorch needs without plans."""
+        return self._shelf_of(plan, submodel).needed_bytes(plan)
+
+    def program(self, device: str, plan: str | None, submodel: str = "") -> Plan:
+        """What runs: the plan of that name or, for None, the submodel's whole program without a decision.
+
+        That program computes what PyTorch's eager step does, bit by bit, in no more memory.
+        """
+        if plan is not None and plan in self._learnt:
+            return self._learnt[plan]
+        return self._shelf_of(plan, submodel).program(device, plan)
+
+    def kernel_s(self, device: str) -> float:
+        """Sum over the distinct operators of the whole model's step of their seconds on this device."""
+        return self.shelf().kernel_s(device)
+
+    def tensor_times(self, device: str, submodel: str = "") -> TensorTimes:
+        """Where the seconds of a submodel's unplanned step go on this device."""
+        return self.shelf(submodel).tensor_times(device)
 
     def recall(self, name: str) -> None:
         """Makes a plan known that the run has made before a stop: a plan book begins empty, its files are there.
@@ -127,83 +188,16 @@ class PlanBook:
         Raises:
             ConfigError: Its file is missing or damaged.
         """
-        if name not in self._plans:
-            self._plans[name] = read_plan(self._folder / f"{name}.json")
+        self.shelf(submodel_of(name)).recall(name)
 
     @property
     def names(self) -> frozenset[str]:
         """The plans that are known so far."""
-        return frozenset(self._plans)
+        return frozenset(self._learnt).union(*(shelf.names for shelf in self._shelves.values()))
 
     def learn(self, name: str, plan: Plan) -> None:
         """Takes over a plan that another process has made; it is not stored."""
-        self._plans[name] = plan
+        self._learnt[name] = plan
 
-    @property
-    def keep_all_bytes(self) -> int:
-        """Peak of the whole program without a decision."""
-        return self._keep_all_bytes
-
-    def needed_bytes(self, plan: str | None) -> int:
-        """Memory that the plan needs; for the unplanned step what PyTorch needs without plans."""
-        return max(self.eager_peak_bytes, self._keep_all_bytes) if plan is None else self._plans[plan].peak_bytes
-
-    def program(self, device: str, plan: str | None) -> Plan:
-        """What runs: the plan of that name or, for None, the whole program without a decision.
-
-        That program computes what PyTorch's eager step does, bit by bit, in no more memory.
-        """
-        return self._unplanned[device] if plan is None else self._plans[plan]
-
-    def step_s(self, device: str, budget_bytes: int) -> float:
-        """Seconds of one step on this device within this budget; infinity where the step does not fit."""
-        plan = self.choose(device, budget_bytes)
-        return self.program(device, plan).step_time_s if budget_bytes >= self.needed_bytes(plan) else math.inf
-
-    def kernel_s(self, device: str) -> float:
-        """Sum over the step's distinct operators of their seconds on this device."""
-        return self._priced[device].kernel_s
-
-    def _whole(self, device: str) -> tuple[str, Plan]:
-        """Every eligible tensor packed with the one codec."""
-        assert self._codec is not None
-        return self._named(device, self._codec, partial(self._priced[device].packed_whole, self._codec))
-
-    def _smallest(self, device: str) -> tuple[str, Plan]:
-        if self._codec is not None:
-            return self._whole(device)
-        return self._named(device, "smallest", partial(self._priced[device].smallest, actions=self._floor_actions))
-
-    def _solved(self, device: str, rounded_bytes: int) -> str | None:
-        name = f"{device}-{bucket_name(rounded_bytes)}"
-        if name in self._infeasible:
-            return None
-
-        def solve() -> Plan:
-            return self._priced[device].planned(rounded_bytes, self._planning)
-
-        try:
-            return self._named(device, bucket_name(rounded_bytes), solve)[0]
-        except InfeasibleBudgetError as error:
-            self._infeasible[name] = error.needed_bytes
-            write_atomically(self._infeasible_file, json.dumps(self._infeasible, indent=2, sort_keys=True) + "\n")
-            return None
-
-    def _named(self, device: str, which: str, solve: Callable[[], Plan]) -> tuple[str, Plan]:
-        """The plan from memory, else from the run's folder, else solved and stored there."""
-        name = f"{device}-{which}"
-        if name not in self._plans:
-            path = self._folder / f"{name}.json"
-            if path.is_file():
-                plan = read_plan(path)
-                if plan.fingerprint != self._fingerprint:
-                    raise ConfigError(
-                        f"{path} was made for graph {plan.fingerprint}, this step's graph is {self._fingerprint}; "
-                        "go on with the model's code and the torch version that the run was begun with, or start "
-                        "again with another --out"
-                    )
-            else:
-                plan = solve()
-                write_atomically(path, plan.to_json())
-            self._plans[name] = plan
-        return name, self._plans[name]
+    def _shelf_of(self, plan: str | None, submodel: str) -> Shelf:
+        return self.shelf(submodel if plan is None else submodel_of(plan))

@@ -59,28 +59,52 @@ def play_round(
         if cohort or not world.wait_for_somebody():
             break
         cohort, policy = choose(job, world, policy, asked, selections)
+    lost: list[TaskEvent] = []
+    limit_s = job.schedule.deadline_s
+    end_s = None if limit_s is None else world.driver.now() + limit_s
+    for stage in job.method.stages[:-1]:
+        server, cohort, failed = _staged(job, desk, server, cohort, stage=stage, draw=round_index, end_s=end_s)
+        lost += failed
     tickets = desk.assign(server, cohort, draw=round_index)
-    events = _waited_for(desk, tickets, wanted=wanted, version=server.version, deadline_s=job.schedule.deadline_s)
+    events = _waited_for(desk, tickets, wanted=wanted, version=server.version, end_s=end_s)
     updates = [event.result for event in events if isinstance(event.result, Update)]
     server = aggregated(job, server, updates)
     accuracy = world.score(server, round_index)
     on_own_data(job, world, server, desk, round_index)
-    policy = job.policy.observe([outcome_of(world, event, selections) for event in events], policy)
+    policy = job.policy.observe([outcome_of(world, event, selections) for event in lost + events], policy)
     record = desk.close(server=server, used=updates, accuracy=accuracy, wall_time_s=wall_time_s())
     return Played(server=server, policy=policy, selections=selections + 1, record=record, clients=desk.records)
 
 
+def _staged(
+    job: Federation,
+    desk: Dispatcher,
+    server: ServerState,
+    cohort: list[int],
+    *,
+    stage: str,
+    draw: int,
+    end_s: float | None,
+) -> tuple[ServerState, list[int], list[TaskEvent]]:
+    """The server after a stage of a round before its training, who is still there, and the ends of all others."""
+    tickets = desk.assign(server, cohort, draw=draw, phase=stage)
+    events = _waited_for(desk, tickets, wanted=len(tickets), version=server.version, end_s=end_s)
+    updates = [event.result for event in events if isinstance(event.result, Update)]
+    server = replace(aggregated(job, server, updates), version=server.version)
+    failed = [event for event in events if not isinstance(event.result, Update)]
+    return server, sorted(update.client for update in updates), failed
+
+
 def _waited_for(
-    desk: Dispatcher, tickets: list[int], *, wanted: int, version: int, deadline_s: float | None = None
+    desk: Dispatcher, tickets: list[int], *, wanted: int, version: int, end_s: float | None = None
 ) -> list[TaskEvent]:
-    """The events of a round's tasks, the late ones among them."""
+    """The events of a round's tasks, the late ones among them; nobody is waited for after `end_s`."""
     world = desk.world
-    began_s = world.driver.now()
     events: list[TaskEvent] = []
     open_tickets = set(tickets)
     completed = 0
     while open_tickets and not (len(tickets) > wanted and completed >= wanted):
-        left_s = None if deadline_s is None else began_s + deadline_s - world.driver.now()
+        left_s = None if end_s is None else end_s - world.driver.now()
         event = world.driver.next_event(left_s)
         if event is None:
             break

@@ -1,4 +1,4 @@
-"""The clients' side in this process: one model and one compiled step, used by one client after the other.
+"""The clients' side in this process: a model and a compiled step for each submodel, used by client after client.
 
 A task's result depends on its weights, its seed, the client's data and what the client kept, alone: weights are copied
 in, the optimizer starts afresh, torch's generator is seeded for the task (and left as it was for everybody else), and
@@ -24,12 +24,13 @@ from fedhybrid.planner import Plan
 from fedhybrid.protocols import Method
 from fedhybrid.records import ClientTask, IntArray, LocalWork, Update
 from fedhybrid.seeds import derive_seed
-from fedhybrid.tree import Tensors, buffers_of, detached_copy, load_into, tensors_of
+from fedhybrid.tree import Tensors, detached_copy, load_into
 
 __all__ = [
     "Ask",
     "LocalClient",
     "PlannedStep",
+    "Station",
     "Stretch",
     "Workbench",
     "classification_loss",
@@ -121,17 +122,34 @@ class Stretch:
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Station:
+    """A submodel that every client of this process trains in.
+
+    Attributes:
+        step: Its compiled step.
+        tensors: Its parameters and buffers, which the step changes in place.
+        buffers: Names of those that no gradient changes.
+    """
+
+    step: PlannedStep
+    tensors: Tensors
+    buffers: frozenset[str]
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Workbench:
-    """The one model that every client of this process trains in, and its step; `step` was compiled from `model`."""
+    """Where clients of this process train.
+
+    Attributes:
+        model: The global model.
+        split: The training data.
+        station: Gives the station of a submodel by its name.
+    """
 
     model: nn.Module
-    step: PlannedStep
     split: Split
-
-    @cached_property
-    def buffers(self) -> frozenset[str]:
-        """Names of the tensors that no gradient changes."""
-        return buffers_of(self.model)
+    station: Callable[[str], Station]
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -142,11 +160,6 @@ class Workbench:
     def sizes(self) -> EvaluationSizes:
         """How many samples at once fit which budget there."""
         return EvaluationSizes(self.evaluator)
-
-    @cached_property
-    def tensors(self) -> Tensors:
-        """The model's own parameters and buffers, sharing its memory."""
-        return tensors_of(self.model)
 
     def run(
         self,
@@ -168,9 +181,10 @@ class Workbench:
             state: What the client's last task left.
             ask: Takes the client's questions to the server; None where the method has none.
         """
-        client = LocalClient(bench=self, shard=shard, stretches=stretches, state=state, ask=ask)
-        self.step.set_lr(task.work.lr)
-        self.step.reset_codecs(task.seed)
+        station = self.station(task.submodel)
+        client = LocalClient(station=station, split=self.split, shard=shard, stretches=stretches, state=state, ask=ask)
+        station.step.set_lr(task.work.lr)
+        station.step.reset_codecs(task.seed)
         before = torch.get_rng_state()  # `fork_rng` asks about every other device, which takes longer than a small task
         torch.default_generator.manual_seed(task.seed)  # torch.manual_seed takes 2 ms without a GPU
         try:
@@ -186,16 +200,18 @@ class LocalClient:
     def __init__(
         self,
         *,
-        bench: Workbench,
+        station: Station,
+        split: Split,
         shard: IntArray,
         stretches: Sequence[Stretch],
         state: Tensors | None = None,
         ask: Ask | None = None,
     ) -> None:
-        self._bench, self._shard, self._stretches, self._ask = bench, shard, stretches, ask
+        self._station, self._split, self._shard = station, split, shard
+        self._stretches, self._ask = stretches, ask
         self._state: Mapping[str, Tensor] = state or {}
         self._at, self._left = 0, stretches[0].steps
-        bench.step.use_plan(stretches[0].program)
+        station.step.use_plan(stretches[0].program)
 
     @property
     def num_samples(self) -> int:
@@ -204,8 +220,8 @@ class LocalClient:
 
     @property
     def buffers(self) -> frozenset[str]:
-        """Names of the model's tensors that no gradient changes."""
-        return self._bench.buffers
+        """Names of the submodel's tensors that no gradient changes."""
+        return self._station.buffers
 
     @property
     def state(self) -> Tensors:
@@ -213,14 +229,22 @@ class LocalClient:
         return dict(self._state)
 
     def load(self, weights: Tensors) -> None:
-        """Sets the model to `weights` in place and then, as its state may copy them, the optimizer to its start."""
-        load_into(self._bench.tensors, weights)
-        self._bench.step.reset_optimizer()
+        """Sets the submodel to `weights` in place and then, as its state may copy them, the optimizer to its start."""
+        load_into(self._station.tensors, {name: weights[name] for name in self._station.tensors})
+        self._station.step.reset_optimizer()
 
     def batches(self, work: LocalWork, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches in an order drawn anew for each epoch; "wrap" fills the last from the start of one more order."""
+        return map(self.batch, self.draws(work, seed))
+
+    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The client's samples at these positions."""
+        return self._split.batch(torch.from_numpy(self._shard)[positions])
+
+    def draws(self, work: LocalWork, seed: int, *, among: Tensor | None = None) -> Iterator[Tensor]:
+        """Positions in an order drawn anew for each epoch; "wrap" fills the last from the start of one more order."""
         generator = torch.Generator().manual_seed(derive_seed(seed, purpose="batches"))
-        held = torch.from_numpy(self._shard)
+        held = torch.arange(len(self._shard)) if among is None else among
         # Work by steps or samples is one long epoch that wraps as often as it must.
         epochs = work.epochs if work.steps is None and work.samples is None else 1
         wanted = steps_of(work, len(held)) // epochs * work.batch_size
@@ -228,12 +252,11 @@ class LocalClient:
             order = torch.randperm(len(held), generator=generator)
             while len(order) < wanted:
                 order = torch.cat([order, torch.randperm(len(held), generator=generator)])
-            for chosen in torch.split(held[order[:wanted]], work.batch_size):
-                yield self._bench.split.batch(chosen)
+            yield from torch.split(held[order[:wanted]], work.batch_size)
 
     def step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """One training step in place: the mean loss and the loss of each sample."""
-        step = self._bench.step
+        step = self._station.step
         while self._left == 0 and self._at + 1 < len(self._stretches):
             self._at += 1
             self._left = self._stretches[self._at].steps
@@ -245,8 +268,8 @@ class LocalClient:
         return loss, losses
 
     def weights(self) -> Tensors:
-        """A copy of the model as it is now."""
-        return detached_copy(self._bench.tensors)
+        """A copy of the submodel as it is now."""
+        return detached_copy(self._station.tensors)
 
     def exchange(self, question: Tensors) -> Tensors:
         """The server's answer to a question in the middle of the task."""
@@ -256,7 +279,7 @@ class LocalClient:
     @property
     def measured_peak_bytes(self) -> int:
         """Largest peak of one real step of the programs so far, by the allocator's events."""
-        step, peaks = self._bench.step, []
+        step, peaks = self._station.step, []
         for stretch in self._stretches[: self._at + 1]:
             step.use_plan(stretch.program)
             peaks.append(step.measured_peak_bytes())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from fedhybrid.engine.dispatch import counts
 from fedhybrid.engine.fairness import fairness_of
 from fedhybrid.engine.federation import Federation
 from fedhybrid.engine.world import World
@@ -95,7 +96,7 @@ def participation(tiers: Sequence[Tier], clients: Sequence[ClientRecord]) -> dic
     """For each tier its clients, how many of them completed a task, and tasks completed and failed."""
     table = {}
     for tier in tiers:
-        tasks = [record for record in clients if record.tier == tier.name and record.kind != "evaluate"]
+        tasks = [record for record in clients if record.tier == tier.name and counts(record)]
         completed = [record.client for record in tasks if record.outcome == COMPLETED]
         table[tier.name] = {
             "clients": tier.clients,

@@ -29,6 +29,7 @@ class Delivery:
         update: The client's.
         payload: Of the update's tensors.
         served: What was trained at the server in the meantime (`Attendant.result`); it never travels.
+        served_s: Virtual seconds that the server took to answer, while the client waited.
         asked_bytes: Of the client's questions.
         answered_bytes: Of the server's answers.
     """
@@ -36,6 +37,7 @@ class Delivery:
     update: Update
     payload: bytes | None = None
     served: Tensors = field(default_factory=dict)
+    served_s: float = 0.0
     asked_bytes: int = 0
     answered_bytes: int = 0
 
@@ -56,19 +58,29 @@ class Traffic:
         self.down, self.up, self._run_seed = down, up, run_seed
         self._differences, self._buffers = differences, buffers
         # By identity: the same dictionary is given to a whole cohort; it is kept so that its identity stays its own.
-        self._sent: OrderedDict[int, tuple[Tensors, Tensors, int]] = OrderedDict()
+        self._sent: OrderedDict[tuple[int, tuple[str, ...] | None], tuple[Tensors, Tensors, int]] = OrderedDict()
 
-    def sent_down(self, weights: Tensors, *, version: int) -> tuple[Tensors, int]:
-        """What arrives of a model, and how many bytes it takes; one version of it is packed once, for everybody."""
-        known = self._sent.get(id(weights))
+    def sent_down(self, weights: Tensors, *, version: int, names: tuple[str, ...] | None = None) -> tuple[Tensors, int]:
+        """What a client has of a model then, and how many bytes it takes; one version is packed once, for everybody.
+
+        Args:
+            weights: The model.
+            version: Of the server.
+            names: Of the tensors that travel; None: all. The client has the others.
+        """
+        known = self._sent.get((id(weights), names))
         if known is None:
+            part = weights if names is None else {name: weights[name] for name in names}
             if self.down.is_identity or not weights:
-                known = (weights, weights, total_bytes(weights))
+                known = (weights, weights, total_bytes(part))
             else:
                 seed = derive_seed(self._run_seed, purpose="down", round_index=version)
+                # What does not travel now once came the same way: not even that is the server's own to the last bit.
                 sent = self.down.encode(weights, reference=weights, state={}, seed=seed)
-                known = (weights, self.down.decode(sent.payload, reference=weights).values, sent.num_bytes)
-            self._sent[id(weights)] = known
+                arrived = self.down.decode(sent.payload, reference=weights).values
+                num_bytes = sent.num_bytes if names is None else self.down.expected_bytes(part) if part else 0
+                known = (weights, arrived, num_bytes)
+            self._sent[id(weights), names] = known
             while len(self._sent) > _REMEMBERED:
                 self._sent.popitem(last=False)
         return known[1], known[2]

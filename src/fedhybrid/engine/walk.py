@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from fedhybrid.records import FloatArray, IntArray
 
 if TYPE_CHECKING:
-    from fedhybrid.engine.plans import PlanBook
+    from fedhybrid.engine.shelf import Shelf
 
 __all__ = ["LeftMemory", "Leg", "Walk", "walk"]
 
@@ -62,7 +62,7 @@ class Walk:
 
 
 def walk(
-    book: PlanBook,
+    book: Shelf,
     device: str,
     *,
     plan: str | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,11 +23,12 @@ from fedhybrid.engine.folder import RunFolder
 from fedhybrid.engine.journey import JourneyPlanner
 from fedhybrid.engine.labour import InThisProcess, Labour
 from fedhybrid.engine.plans import COARSE_BUCKETS, FINE_BUCKETS, PlanBook
-from fedhybrid.engine.runtime import Workbench, classification_loss
+from fedhybrid.engine.runtime import Workbench
 from fedhybrid.engine.states import ClientStates
+from fedhybrid.engine.submodels import Submodels, captured_step
 from fedhybrid.engine.traffic import Traffic
-from fedhybrid.executor import PreparedStep, TrainStep, prepare_step
 from fedhybrid.fleet import Fleet, Tier, VirtualClock
+from fedhybrid.opwork import OpWork
 from fedhybrid.protocols import Driver, ServerState
 from fedhybrid.records import ClientTask
 from fedhybrid.tree import buffers_of, tensors_of
@@ -39,8 +40,8 @@ __all__ = [
     "World",
     "assemble",
     "book_of",
-    "captured",
     "costs_of",
+    "submodels_of",
     "traffic_of",
 ]
 
@@ -109,6 +110,14 @@ class World:
         """The client's profile."""
         return self.tier(client).device
 
+    def devices(self) -> Sequence[DeviceProfile]:
+        """Each kind of device that there is."""
+        return [tier.device for tier in self.fleet.tiers]
+
+    def speed_factor(self, client: int) -> float:
+        """Seconds on the client's very device, to those of its profile."""
+        return self.budgets.speed_factor(client)
+
     def num_samples(self, client: int) -> int:
         """Training samples that the client holds."""
         return int(self.costs.num_samples[client])
@@ -144,23 +153,29 @@ class World:
         return score.accuracy, score.loss
 
 
-def captured(job: Federation) -> PreparedStep:
-    """The training step of a run. Nothing is timed here: plan books price it for each device."""
-    split, any_device = job.dataset.train, job.fleet.tiers[0].device
-    example = split.batch(torch.arange(job.work.batch_size) % len(split))
-    return prepare_step(job.model, classification_loss, example, job.optimizer, op_seconds=any_device.op_time_s)
+def submodels_of(job: Federation) -> Submodels:
+    """The captured steps of a run."""
+    return Submodels(job.method, job.whole, *_example_and_prices(job))
 
 
-def book_of(job: Federation, folder: RunFolder, prepared: PreparedStep, buckets: int) -> PlanBook:
+def _example_and_prices(job: Federation) -> tuple[Any, Callable[[OpWork], float]]:
+    split = job.dataset.train
+    return split.batch(torch.arange(job.work.batch_size) % len(split)), job.fleet.tiers[0].device.op_time_s
+
+
+def book_of(job: Federation, folder: RunFolder, submodels: Submodels, buckets: int) -> PlanBook:
     """The plans of a run, for the devices of its recipe's tiers."""
+    plain = submodels.prepared("") if job.plain is None else captured_step(job.plain, *_example_and_prices(job))
     return PlanBook(
-        prepared,
+        plain,
         {tier.device.name: tier.device for tier in job.fleet.tiers},
         folder.path,
         enabled=job.plans,
         codec=job.codec,
         planning=job.planning,
         buckets=buckets,
+        menu=job.method.menu(job.model),
+        prepare=submodels.prepared,
     )
 
 
@@ -188,6 +203,7 @@ def costs_of(
         work=job.work,
         traffic=traffic,
         model=tensors_of(job.model),
+        labels=job.dataset.train.labels if shards is None else None,
     )
 
 
@@ -204,19 +220,19 @@ def assemble(job: Federation, folder: RunFolder, state: Checkpoint, *, labour: M
         state: To go on from.
         labour: Makes those who do the training, where it is not done here; the virtual clock stays here all the same.
     """
-    prepared = captured(job)
+    submodels = submodels_of(job)
     coarse = job.fleet.drawn is not None or job.fleet.memory is not None
-    book = book_of(job, folder, prepared, COARSE_BUCKETS if coarse else FINE_BUCKETS)
-    bench = Workbench(model=job.model, step=TrainStep(prepared, prepared.keep_all()), split=job.dataset.train)
+    book = book_of(job, folder, submodels, COARSE_BUCKETS if coarse else FINE_BUCKETS)
+    bench = Workbench(model=job.model, split=job.dataset.train, station=submodels.station)
     traffic = traffic_of(job)
     costs = costs_of(job, book, traffic)
     budgets = costs.budgets
     states = ClientStates(folder.path / "states", state.client_states)
-    hands: Labour = InThisProcess(method=job.method, bench=bench, book=book, traffic=traffic)
+    hands: Labour = InThisProcess(method=job.method, bench=bench, book=book, traffic=traffic, attend=job.attend)
     if labour is not None:
         hands = labour(job, folder, book, traffic)
     elif job.workers > 1:
-        hands = Crew(job.workers, method=job.method, bench=bench, book=book, traffic=traffic)
+        hands = Crew(job.workers, method=job.method, bench=bench, book=book, traffic=traffic, attend=job.attend)
     planner = JourneyPlanner(
         fleet=job.fleet,
         budgets=budgets,

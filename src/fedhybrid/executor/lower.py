@@ -212,6 +212,8 @@ class _Lowering:
             self.lines.append(f"{', '.join(targets)}{',' if len(targets) == 1 else ''} = {text}")
         else:
             self.lines.append(f"{targets[0]} = {text}")
+        if "_none" in targets:  # an operator may make what it was told is not wanted; it must not stay
+            self.lines.append("del _none")
 
     def _in_place_text(self, op: Op, storage: int) -> str:
         form, _, keyword = IN_PLACE_FORMS[op.target]

@@ -262,6 +262,11 @@ class PreparedStep:
         """The plan of the smallest peak that the default solver finds with these actions."""
         return self.written(self.floor_of(self.problem_with(actions), tuple(actions)), None, AUTO)
 
+    def repriced(self, plan: Plan) -> Plan:
+        """A plan of this step that was made for another device: the same decisions, this device's seconds."""
+        problem = self._problem_of(plan)
+        return self.written(Solution.of(problem, plan_decisions(problem, plan)), plan.budget_bytes, plan.solver)
+
     def packed_whole(self, codec: str) -> Plan:
         """The plan that packs every tensor that this lossy codec may pack, and recomputes nothing.
 

@@ -20,7 +20,7 @@ from fedhybrid.executor.prepared import PreparedStep
 from fedhybrid.executor.running import Preparation, Runner
 from fedhybrid.executor.shapes import OtherShapes
 from fedhybrid.executor.state import OptimizerState
-from fedhybrid.graph import allocator_events, batch_tensors, peak_of
+from fedhybrid.graph import allocator_events, answering, batch_tensors, peak_of
 from fedhybrid.graph.guard import untouched
 from fedhybrid.planner import Plan, monotone
 from fedhybrid.planner.solvers import least_seconds
@@ -303,14 +303,17 @@ class TrainStep:
 
     @contextmanager
     def preserved(self) -> Iterator[None]:
-        """Puts model, optimizer state, counters, codecs and example back when the block ends; no guard looks inside."""
+        """Puts model, optimizer state, counters, codecs and example back when the block ends.
+
+        No guard looks inside, and nobody outside is asked anything.
+        """
         self.bound.refresh()
         example, _ = batch_tensors(self.prepared.example)
         tensors = [*self.bound.params, *self.bound.buffers, *self.state.all_tensors(), *example]
         counts, steps, aux = dict(self.state.counts), self.state.steps, self.aux
         codecs = [(codec, codec.saved()) for codec in self._codecs()]
         guard, self._guard = self._guard, None
-        with put_back(tensors), untouched(self.prepared.model):
+        with put_back(tensors), untouched(self.prepared.model), answering(None):
             try:
                 yield
             finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fedhybrid.graph.asking import ASK, Asker, answering, asked_loss, exchanged_bytes
 from fedhybrid.graph.batch import BatchSpec, batch_tensors, call_loss
 from fedhybrid.graph.fingerprint import fingerprint
 from fedhybrid.graph.ir import Op, Ref, Role, StepGraph, Storage, Value, map_refs, refs_of
@@ -22,6 +23,8 @@ else:
     )
 
 __all__ = [
+    "ASK",
+    "Asker",
     "BatchSpec",
     "Op",
     "Ref",
@@ -30,9 +33,12 @@ __all__ = [
     "Storage",
     "Value",
     "allocator_events",
+    "answering",
+    "asked_loss",
     "batch_tensors",
     "call_loss",
     "capture_step",
+    "exchanged_bytes",
     "fingerprint",
     "map_refs",
     "overload",

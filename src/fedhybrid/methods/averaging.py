@@ -9,8 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from torch import Tensor, nn
+
 from fedhybrid.methods.local import train_locally
-from fedhybrid.protocols import Attendant, ClientRuntime, Optimizer, RoundPlan, ServerState
+from fedhybrid.protocols import Attendant, ClientRuntime, Optimizer, RoundPlan, ServerState, Submodel
 from fedhybrid.records import ClientTask, Update
 from fedhybrid.seeds import derive_seed
 from fedhybrid.tree import Tensors, detached_copy
@@ -29,6 +31,7 @@ def tasks_for_cohort(server: ServerState, plan: RoundPlan) -> list[ClientTask]:
             work=plan.work,
             plan=plan.plans[client],
             kind=plan.phase,
+            submodel=plan.submodels.get(client, ""),
             seed=derive_seed(plan.run_seed, purpose=plan.phase, round_index=plan.draw, client=client),
         )
         for client in plan.cohort
@@ -89,11 +92,28 @@ class AbstractFederated(ABC):
         """None."""
         return ()
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Nothing but training."""
+        return ("train",)
+
+    def adapt(self, model: nn.Module, sample: Tensor) -> nn.Module:
+        """The recipe's model as it is."""
+        return model
+
+    def menu(self, model: nn.Module) -> tuple[str, ...]:
+        """The whole model."""
+        return ("",)
+
+    def submodel(self, whole: Submodel, name: str) -> Submodel:
+        """The whole model."""
+        return whole
+
     def init(self, weights: Tensors) -> ServerState:
         """The initial global model."""
         return ServerState(weights=detached_copy(weights))
 
-    def attend(self, task: ClientTask) -> Attendant | None:
+    def attend(self, task: ClientTask, whole: Submodel) -> Attendant | None:
         """None: clients train alone."""
         return None
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedhybrid.errors import ConfigError
+from fedhybrid.models.ordered import Part, in_order
 from fedhybrid.models.parts import require_shape
 from fedhybrid.models.transformer import Block, dropout_layer, size_problems
 
@@ -54,5 +55,16 @@ class CharGpt(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores of each character as the next one."""
-        t = self.blocks(self.dropout(self.embedding(x) + self.positions))
-        return self.head(self.norm(t[:, -1]))  # type: ignore[no-any-return]
+        return in_order(self.ordered(), x)
+
+    def ordered(self) -> list[Part]:
+        """The embedding, each block, the head with the last normalisation before it."""
+        return [
+            Part(
+                name="embedding",
+                holds=("embedding", "positions", "dropout"),
+                run=lambda x: self.dropout(self.embedding(x) + self.positions),
+            ),
+            *(Part(name=f"blocks.{i}", holds=(f"blocks.{i}",), run=block) for i, block in enumerate(self.blocks)),
+            Part(name="head", holds=("norm", "head"), run=lambda t: self.head(self.norm(t[:, -1]))),
+        ]

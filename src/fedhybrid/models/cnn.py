@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fedhybrid.models.ordered import Part, in_order
 from fedhybrid.models.parts import make_norm, require_image, scaled
 
 __all__ = ["Cnn"]
@@ -34,4 +35,12 @@ class Cnn(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores."""
-        return self.head(self.features(x).flatten(1))  # type: ignore[no-any-return]
+        return in_order(self.ordered(), x)
+
+    def ordered(self) -> list[Part]:
+        """Each convolution with what follows it up to the next, then the linear layer."""
+        return [
+            Part(name="conv1", holds=tuple(f"features.{i}" for i in range(4)), run=self.features[:4]),
+            Part(name="conv2", holds=tuple(f"features.{i}" for i in range(4, 8)), run=self.features[4:]),
+            Part(name="head", holds=("head",), run=lambda x: self.head(x.flatten(1))),
+        ]

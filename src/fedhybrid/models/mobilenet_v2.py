@@ -11,6 +11,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fedhybrid.errors import ConfigError
+from fedhybrid.models.ordered import Part, in_order
 from fedhybrid.models.parts import make_norm, require_image, scaled
 
 __all__ = ["MobileNetV2"]
@@ -88,4 +89,15 @@ class MobileNetV2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores."""
-        return self.head(self.dropout(self.features(x).mean(dim=(2, 3))))  # type: ignore[no-any-return]
+        return in_order(self.ordered(), x)
+
+    def ordered(self) -> list[Part]:
+        """The stem, each inverted residual, the last convolution, the head with the mean before it."""
+        last = len(self.features) - 3
+        units = [(f"features.{i}", (f"features.{i}",), self.features[i]) for i in range(3, last)]
+        stem = ("stem", tuple(f"features.{i}" for i in range(3)), self.features[:3])
+        widest = ("widest", tuple(f"features.{i}" for i in range(last, last + 3)), self.features[last:])
+        return [
+            *(Part(name=name, holds=holds, run=run) for name, holds, run in (stem, *units, widest)),
+            Part(name="head", holds=("dropout", "head"), run=lambda x: self.head(self.dropout(x.mean(dim=(2, 3))))),
+        ]

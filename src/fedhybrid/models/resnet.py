@@ -11,6 +11,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that torch's own documentation uses
 
+from fedhybrid.models.ordered import Part, in_order
 from fedhybrid.models.parts import conv3x3, make_norm, require_image, scaled
 
 __all__ = ["ResNet18", "ResNet20"]
@@ -81,7 +82,15 @@ class _ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores, (b, classes)."""
-        return self.head(self.stages(self.stem(x)).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+        return in_order(self.ordered(), x)
+
+    def ordered(self) -> list[Part]:
+        """The stem, each residual unit, the head with the mean before it."""
+        return [
+            Part(name="stem", holds=("stem",), run=self.stem),
+            *(Part(name=f"stages.{i}", holds=(f"stages.{i}",), run=unit) for i, unit in enumerate(self.stages)),
+            Part(name="head", holds=("head",), run=lambda x: self.head(x.mean(dim=(2, 3)))),
+        ]
 
 
 class ResNet18(_ResNet):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedhybrid.errors import ConfigError
+from fedhybrid.models.ordered import Part, in_order
 from fedhybrid.models.parts import require_image
 from fedhybrid.models.transformer import Block, dropout_layer, size_problems
 
@@ -43,6 +44,7 @@ class Vit(nn.Module):
         problems += size_problems("vit", depth=depth, dim=dim, heads=heads, dropout=dropout)
         if problems:
             raise ConfigError(problems)
+        self.reads_class_token = token == "class"
         tokens = (height // patch) * (width // patch)
         self.patches = nn.Conv2d(channels, dim, patch, stride=patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if token == "class" else None
@@ -55,8 +57,22 @@ class Vit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores."""
-        t = self.patches(x).flatten(2).transpose(1, 2)
+        return in_order(self.ordered(), x)
+
+    def ordered(self) -> list[Part]:
+        """The embedding of patches, each block, the head with the last normalisation before it."""
+        return [
+            Part(name="embedding", holds=("patches", "class_token", "positions", "dropout"), run=self._embedded),
+            *(Part(name=f"blocks.{i}", holds=(f"blocks.{i}",), run=block) for i, block in enumerate(self.blocks)),
+            Part(name="head", holds=("norm", "head"), run=self._scores),
+        ]
+
+    def _embedded(self, x: Tensor) -> Tensor:
+        t: Tensor = self.patches(x).flatten(2).transpose(1, 2)
         if self.class_token is not None:
             t = torch.cat([self.class_token.expand(t.shape[0], -1, -1), t], dim=1)
-        t = self.norm(self.blocks(self.dropout(t + self.positions)))
-        return self.head(t.mean(dim=1) if self.class_token is None else t[:, 0])  # type: ignore[no-any-return]
+        return self.dropout(t + self.positions)  # type: ignore[no-any-return]
+
+    def _scores(self, t: Tensor) -> Tensor:
+        t = self.norm(t)
+        return self.head(t[:, 0] if self.reads_class_token else t.mean(dim=1))  # type: ignore[no-any-return]

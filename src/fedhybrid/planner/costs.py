@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fedhybrid.graph import Op, StepGraph
-from fedhybrid.opwork import OpWork
+from fedhybrid.opwork import WAITING, OpWork
 from fedhybrid.planner.calls import Update, signature, update_signature
 from fedhybrid.protocols import Optimizer
 
@@ -77,8 +77,11 @@ class CostTable:
         return replace(graph, storages=storages)
 
     def priced(self, op_seconds: Callable[[OpWork], float]) -> CostTable:
-        """The same calls on another device: its seconds, the workspace measured here."""
-        calls = {key: replace(cost, seconds=op_seconds(self.works[key])) for key, cost in self.calls.items()}
+        """The same calls on another device: its seconds, the workspace measured here; waiting costs none."""
+        calls = {
+            key: replace(cost, seconds=0.0 if self.works[key].kind == WAITING else op_seconds(self.works[key]))
+            for key, cost in self.calls.items()
+        }
         splits = {
             key: tuple(
                 replace(cost, seconds=_chunked_seconds(self.works[key], cost.chunks, op_seconds)) for cost in costs

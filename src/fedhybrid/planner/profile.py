@@ -12,7 +12,8 @@ from functools import partial
 import torch
 
 from fedhybrid.errors import CaptureError
-from fedhybrid.graph import Op, StepGraph, map_refs
+from fedhybrid.graph import Op, StepGraph, answering, map_refs
+from fedhybrid.opwork import WAITING
 from fedhybrid.planner.calls import (
     Update,
     normalise_again,
@@ -60,7 +61,7 @@ def profile_step(
         known: Costs from another batch shape of the same model on this machine; what they hold is not run again.
     """
     done = known.calls if known is not None else {}
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), answering(None):
         torch.manual_seed(0)
         exact = _affine_replay_is_exact(graph)
         makers: dict[str, MakeCall] = {}
@@ -82,7 +83,8 @@ def profile_step(
         measured = measure_bytes([(partial(make, fills[key]), births[key]) for key, make in makers.items()])
         calls = dict(done)
         for (key, make), held_bytes in zip(makers.items(), measured, strict=True):
-            calls[key] = CallCost(measure_seconds(make(fills[key])) if timed else 0.0, *held_bytes)
+            seconds = measure_seconds(make(fills[key])) if timed and works[key].kind != WAITING else 0.0
+            calls[key] = CallCost(seconds, *held_bytes)
         own = [(owner, op) for owner, op in _distinct_ops(raw, graph, exact) if owner is graph]
         splits = profile_splits(own, calls, fills, timed=timed)
     if known is not None:
@@ -104,7 +106,15 @@ def _distinct_ops(raw: StepGraph, graph: StepGraph, exact_affine: bool) -> Itera
 def _op_maker(graph: StepGraph, op: Op) -> MakeCall:
     def make(fill: Fill) -> Call:
         args, kwargs = scratch_arguments(graph, op, fill)
-        return lambda: op.func(*args, **kwargs)
+        if None not in op.outputs:
+            return lambda: op.func(*args, **kwargs)
+
+        def wanted() -> list[object]:
+            """Without what the operator makes although it was told that nobody wants it (a convolution does)."""
+            results = op.func(*args, **kwargs)
+            return [result for result, value in zip(results, op.outputs, strict=False) if value is not None]
+
+        return wanted
 
     return make
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fedhybrid.graph import Op, Ref, StepGraph, Value
-from fedhybrid.opwork import OpWork
+from fedhybrid.graph import ASK, Op, Ref, StepGraph, Value
+from fedhybrid.opwork import WAITING, OpWork
 
 __all__ = ["op_work"]
 
@@ -36,6 +36,8 @@ def op_work(graph: StepGraph, op: Op) -> OpWork:
     outputs = [graph.values[v] for v in op.outputs if v is not None]
     moved_bytes = sum(v.nbytes for v in inputs) + sum(v.nbytes for v in outputs)
     name = op.target.split(".")[1]
+    if op.target == ASK:
+        return OpWork(WAITING, 0.0, 0)
     if name == "convolution":
         weight, result = _arg(graph, op, 1), outputs[0]
         return OpWork(_conv_kind(op, 8, weight), 2.0 * result.numel * _fan_in(weight), moved_bytes)

@@ -17,6 +17,7 @@ from fedhybrid.records.exchange import (
     Outcome,
     TaskCost,
     TaskEvent,
+    TensorTimes,
     Update,
 )
 from fedhybrid.records.files import append_jsonl, as_json, from_json, read_jsonl, read_record
@@ -36,6 +37,7 @@ __all__ = [
     "Summary",
     "TaskCost",
     "TaskEvent",
+    "TensorTimes",
     "Update",
     "append_jsonl",
     "as_json",

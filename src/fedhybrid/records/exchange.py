@@ -20,6 +20,7 @@ __all__ = [
     "Outcome",
     "TaskCost",
     "TaskEvent",
+    "TensorTimes",
     "Update",
 ]
 
@@ -38,18 +39,22 @@ class Candidates:
         tier: Index of each client's budget tier.
         budget_bytes: Memory budget of each client for the coming round.
         num_samples: Training samples that each client holds.
+        label_counts: Training samples of each class that each client holds, (clients, classes); no column where that is
+            not known.
         unplanned_bytes: Peak of the step without any plan (PyTorch eager); the paper's M_G.
         smallest_bytes: Smallest peak that the method can run the step in; the paper's M_min. Equals
             `unplanned_bytes` for a method without plans.
         step_s: Predicted seconds of one step as each client would run it; infinity where it cannot.
         kernel_s: Sum over the model's distinct operators of their mean seconds on each client's device.
         round_s: Predicted seconds of each client's whole task: download, all steps, upload; infinity where it cannot.
+            Where clients train submodels, the steps are theirs, the transfers still those of the whole model.
     """
 
     client: IntArray
     tier: IntArray
     budget_bytes: IntArray
     num_samples: IntArray
+    label_counts: IntArray
     unplanned_bytes: int
     smallest_bytes: int
     step_s: FloatArray
@@ -100,6 +105,8 @@ class ClientTask:
         kind: "train", "evaluate" (the model on the client's data, nothing learnt), "query" (what the client is and
             has), or one of the method's own `preparations`.
         options: The method's own; JSON.
+        submodel: Names what of the model is trained (`Method.submodel`); "" is the whole.
+        sent: Names in `weights` that travel to the client; None: all. The others it has from earlier tasks.
     """
 
     round_index: int
@@ -110,6 +117,8 @@ class ClientTask:
     seed: int
     kind: str = "train"
     options: Mapping[str, Any] = field(default_factory=dict)
+    submodel: str = ""
+    sent: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +197,23 @@ class TaskCost:
     violations: int = 0
     switches: int = 0
     runtime_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorTimes:
+    """Where the seconds of a training step go on one device.
+
+    Attributes:
+        forward_s: Of the forward pass and the loss.
+        pass_s: For each trained parameter the seconds that its layer takes to pass the gradient on to its input.
+        weight_s: For each trained parameter the seconds of its own gradient and of its update.
+        names: Those parameters, in the order in which the forward pass reads them.
+    """
+
+    forward_s: float
+    pass_s: Mapping[str, float]
+    weight_s: Mapping[str, float]
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

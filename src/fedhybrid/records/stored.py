@@ -80,6 +80,7 @@ class ClientRecord:
         switches: How often it moved along its ladder of plans.
         accuracy: Of the model on the client's own data, where the task was to test it.
         runtime_bytes: Memory of the device's program beside its training; None where the device is simulated.
+        submodel: What of the model it trained; "" is the whole.
     """
 
     round: int
@@ -106,6 +107,7 @@ class ClientRecord:
     switches: int = 0
     accuracy: float | None = None
     runtime_bytes: int | None = None
+    submodel: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,11 @@ def brief_of(config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         config: Complete, as a run's `config.toml` holds it.
     """
-    return {name: config[name] for name in _OURS if name in config} | _NEEDS
+    ours = {name: config[name] for name in _OURS if name in config}
+    pretraining = config.get("pretrain")
+    if pretraining is not None and "weights" not in pretraining:  # which samples clients go without
+        ours["pretrain"] = pretraining
+    return ours | _NEEDS
 
 
 def brief_text(config: Mapping[str, Any]) -> str:

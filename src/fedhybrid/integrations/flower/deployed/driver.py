@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 
 from fedhybrid.engine.driver import PendingTask
 from fedhybrid.engine.evaluate import EvaluationSizes
+from fedhybrid.engine.labour import Attend
 from fedhybrid.engine.parcels import delivery_from, job_parts
 from fedhybrid.engine.plans import PlanBook
 from fedhybrid.engine.receiving import received
@@ -25,9 +26,8 @@ from fedhybrid.engine.traffic import Delivery, Traffic
 from fedhybrid.errors import ConfigError
 from fedhybrid.integrations.flower.deployed.greeting import Greeter, Post
 from fedhybrid.integrations.flower.deployed.nodes import Node, Roll, count_of, readable
-from fedhybrid.integrations.flower.deployed.open_tasks import OpenTask, Patience, job_of, refusal_of
+from fedhybrid.integrations.flower.deployed.open_tasks import OpenTask, Patience, carried, job_of, refusal_of, why_lost
 from fedhybrid.integrations.flower.messages import TASK, Letter, letter_of
-from fedhybrid.protocols import Method
 from fedhybrid.records import ClientTask, Failure, IntArray, TaskCost, TaskEvent, Update
 from fedhybrid.tree import Tensors, total_bytes
 
@@ -51,7 +51,7 @@ class DeployedDriver:
         roll: Roll,
         *,
         brief: str,
-        method: Method,
+        attend: Attend,
         book: PlanBook,
         traffic: Traffic,
         states: ClientStates,
@@ -69,7 +69,7 @@ class DeployedDriver:
             grid: Carries messages.
             roll: Of this run.
             brief: What devices must know of the recipe.
-            method: Attends to its clients' questions.
+            attend: Makes the server's side of a task.
             book: Has the plans.
             traffic: Packs and unpacks.
             states: Says which of a client's tasks counted last.
@@ -81,7 +81,7 @@ class DeployedDriver:
             patience: How long is waited.
             on_news: Hears of nodes that come, go and are refused.
         """
-        self.roll, self._brief, self._method, self._book = roll, brief, method, book
+        self.roll, self._brief, self._attend, self._book = roll, brief, attend, book
         self._traffic, self._states, self._sizes, self._boot = traffic, states, sizes, boot
         self._clock, self._wait, self._patience, self._on_news = clock, wait, patience, on_news
         self._zero_s = clock() - began_s
@@ -228,10 +228,10 @@ class DeployedDriver:
     def _enter(self, ticket: int, given: ClientTask) -> None:
         """Sends a task, or ends it at once where it cannot be done."""
         node = self.roll.ready.get(given.client)
-        weights, bytes_down = self._traffic.sent_down(given.weights, version=given.round_index)
+        weights, bytes_down = self._traffic.sent_down(carried(given, self._book), version=given.round_index)
         task = replace(given, weights=weights)
         budget_bytes = 0 if node is None else self._budget_bytes(node)
-        needed_bytes = self._book.needed_bytes(task.plan)
+        needed_bytes = self._book.needed_bytes(task.plan, task.submodel)
         each = OpenTask(
             ticket=ticket,
             given=given,
@@ -242,7 +242,7 @@ class DeployedDriver:
             budget_bytes=budget_bytes,
             needed_bytes=needed_bytes,
             bytes_down=bytes_down,
-            attendant=None if task.kind == "evaluate" else self._method.attend(task),
+            attendant=self._attend(given),
             planned_peak_bytes=None,
         )
         self._open[ticket] = each
@@ -254,9 +254,10 @@ class DeployedDriver:
         job = job_of(each, node, self._sizes)
         header, groups = job_parts(job)
         del groups["shard"], groups["state"]  # a device knows what it holds, and keeps what it keeps
-        plans = {leg.plan: self._book.program(job.device, leg.plan).to_json() for leg in job.legs if leg.plan}
+        programs = {leg.plan: self._book.program(job.device, leg.plan, task.submodel) for leg in job.legs}
+        plans = {name: program.to_json() for name, program in programs.items() if name}
         if job.legs:
-            each.planned_peak_bytes = max(self._book.program(job.device, leg.plan).peak_bytes for leg in job.legs)
+            each.planned_peak_bytes = max(program.peak_bytes for program in programs.values())
         header |= self._header(each) | {
             "asks": each.attendant is not None,
             "accepted": _key_of(self._states[task.client]),
@@ -285,7 +286,7 @@ class DeployedDriver:
         if each is None:
             return
         if reply.has_error():
-            self._lost(each, "crash", readable(f"the device's program failed: {reply.error.reason}"))
+            self._lost(each, *why_lost(reply.error))
             return
         each.heard_s, each.suspect_s = self.now(), None
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from flwr.app import Error
 
 from fedhybrid.engine.evaluate import EvaluationSizes
 from fedhybrid.engine.journey import failure_of
@@ -12,11 +13,16 @@ from fedhybrid.engine.labour import Job
 from fedhybrid.engine.plans import PlanBook
 from fedhybrid.engine.runtime import steps_of
 from fedhybrid.engine.walk import Leg
-from fedhybrid.integrations.flower.deployed.nodes import Node
+from fedhybrid.integrations.flower.deployed.nodes import Node, readable
+from fedhybrid.integrations.flower.private import ErrorCode
 from fedhybrid.protocols import Attendant
 from fedhybrid.records import ClientTask, Failure
+from fedhybrid.tree import Tensors
 
-__all__ = ["OpenTask", "Patience", "job_of", "refusal_of"]
+__all__ = ["OpenTask", "Patience", "carried", "job_of", "refusal_of", "why_lost"]
+
+# What Flower itself answers for a node that has gone, with the message or before it.
+_UNREACHABLE = {ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +94,20 @@ def refusal_of(each: OpenTask, node: Node, sizes: EvaluationSizes, book: PlanBoo
         fits = sizes.largest(each.budget_bytes) > 0
         return None if fits else each.failed("out_of_memory", "not even one sample can be tested in its budget")
     if each.needed_bytes > each.budget_bytes:
-        needed_bytes = each.needed_bytes if task.plan else book.least_bytes(node.device.name)
+        needed_bytes = each.needed_bytes if task.plan else book.shelf(task.submodel).least_bytes(node.device.name)
         detail = f"the smallest that runs needs {needed_bytes:,} bytes, the budget is {each.budget_bytes:,}"
         return each.failed("out_of_memory", detail)
     if steps_of(task.work, node.num_samples or 0) == 0:
         return each.failed("no_data", f"{node.num_samples} samples make no batch of {task.work.batch_size}")
     return None
+
+
+def carried(task: ClientTask, book: PlanBook) -> Tensors:
+    """What of the task's model travels: the submodel's tensors. A device keeps none from task to task (`task.sent`)."""
+    if task.kind == "evaluate" or not task.submodel:
+        return task.weights
+    wanted = book.shelf(task.submodel).tensors
+    return {name: tensor for name, tensor in task.weights.items() if name in wanted}
 
 
 def job_of(each: OpenTask, node: Node, sizes: EvaluationSizes) -> Job:
@@ -109,3 +123,10 @@ def job_of(each: OpenTask, node: Node, sizes: EvaluationSizes) -> Job:
         at_s=0.0,
         evaluation_batch=sizes.largest(each.budget_bytes) if testing else 0,
     )
+
+
+def why_lost(error: Error) -> tuple[str, str]:
+    """The kind of failure that Flower's own answer stands for, and what happened, in words."""
+    if error.code in _UNREACHABLE:
+        return "disconnected", readable(f"the device is not there: {error.reason}")
+    return "crash", readable(f"the device's program failed: {error.reason}")

@@ -19,7 +19,7 @@ from fedhybrid.engine.evaluate import EvaluationSizes, Evaluator
 from fedhybrid.engine.plans import COARSE_BUCKETS
 from fedhybrid.engine.states import ClientStates
 from fedhybrid.engine.traffic import Traffic
-from fedhybrid.engine.world import book_of, captured, costs_of, traffic_of
+from fedhybrid.engine.world import book_of, costs_of, submodels_of, traffic_of
 from fedhybrid.errors import ConfigError
 from fedhybrid.fleet import Fleet, Tier
 from fedhybrid.integrations.flower.brief import brief_of_run
@@ -110,6 +110,14 @@ class DeployedWorld(World):
     def tier(self, client: int) -> Tier:
         """The client's node, or what is known of it where it has gone."""
         return self._now().fleet.tier_of(client)
+
+    def devices(self) -> Sequence[DeviceProfile]:
+        """Those of the nodes that are there."""
+        return [node.device for node in self.roll.ready.values()] or super().devices()
+
+    def speed_factor(self, client: int) -> float:
+        """A node's profile is its own."""
+        return 1.0
 
     def num_samples(self, client: int) -> int:
         """Training samples that its node holds."""
@@ -208,14 +216,14 @@ def deployed(
             )
         if job.method.preparations and nodes < len(job.shards):
             on_news("preparations are done by the nodes that are there at the beginning; others come too late for them")
-        book, traffic = book_of(job, folder, captured(job), COARSE_BUCKETS), traffic_of(job)
+        book, traffic = book_of(job, folder, submodels_of(job), COARSE_BUCKETS), traffic_of(job)
         states = ClientStates(folder.path / "states", state.client_states)
         roll = Roll(folder.path / "nodes.json", len(job.shards), library_versions(), name_of_key=name_of_key)
         driver = DeployedDriver(
             grid,
             roll,
             brief=brief_of_run(folder.path),
-            method=job.method,
+            attend=job.attend,
             book=book,
             traffic=traffic,
             states=states,

@@ -1,4 +1,6 @@
-"""A real device: its own data, one model, programs that another process has made of plans, and nothing else in memory.
+"""A real device: its own data, the model, programs that another process has made of plans, and little else in memory.
+
+Where a method's clients train submodels, those that were used last are held beside the global model.
 
 It does jobs through `engine.labour.do_job` as every simulated client does, bit for bit; capture, planner and solvers
 are never imported (`tests/unit/test_light_imports.py` holds it to that).
@@ -7,8 +9,10 @@ are never imported (`tests/unit/test_light_imports.py` holds it to that).
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -18,20 +22,24 @@ import torch
 from fedhybrid.data import Dataset, load_dataset
 from fedhybrid.engine.footprint import give_back_memory
 from fedhybrid.engine.labour import Job, do_job
-from fedhybrid.engine.runtime import Ask, Workbench, one_thread
+from fedhybrid.engine.runtime import Ask, Workbench, classification_loss, one_thread
 from fedhybrid.engine.traffic import Delivery, Traffic
-from fedhybrid.errors import ConfigError, FedHybridError, InfeasibleBudgetError
-from fedhybrid.executor import PortableStep
+from fedhybrid.errors import ConfigError
 from fedhybrid.executor.program import ProgramRunner
 from fedhybrid.experiment.config import RunConfig
-from fedhybrid.experiment.material import dealt, initial_model, traffic_of
+from fedhybrid.experiment.material import adapted, dealt, initial_model, traffic_of
+from fedhybrid.experiment.samples import federated_data
 from fedhybrid.integrations.flower.device.compiling import Compiler
+from fedhybrid.integrations.flower.device.places import Place
 from fedhybrid.integrations.flower.device.setting import batch_layout, config_of, method_of, optimizer_of, step_setting
 from fedhybrid.planner import Plan
-from fedhybrid.records import IntArray
-from fedhybrid.tree import Tensors
+from fedhybrid.protocols import Submodel
+from fedhybrid.records import ClientTask, IntArray
+from fedhybrid.tree import Tensors, buffers_of, tensors_of
 
 __all__ = ["SlimDevice", "open_device"]
+
+_PLACES = 2  # submodels in memory at once
 
 
 @final
@@ -62,71 +70,68 @@ class SlimDevice:
         """
         self._method, self._shard, self._foreign = method_of(config), shard, ":" in config.method
         split, shape, classes = dataset.train, dataset.input_shape, dataset.classes
-        model = initial_model(config, input_shape=shape, classes=classes)
-        optimizer = optimizer_of(config, self._method)
         example = split.batch(torch.from_numpy(np.resize(shard, config.train.batch_size)))
+        model = adapted(self._method, initial_model(config, input_shape=shape, classes=classes), example[0])
+        optimizer = optimizer_of(config, self._method)
         setting = step_setting(config, input_shape=shape, classes=classes, batch=batch_layout(example))
-        self._compiler = Compiler(home, setting)
-        first = self._compiler.programs({"unplanned": None})["unplanned"]
-        if isinstance(first, FedHybridError):
-            raise first
-        self._unplanned = first.plan
-        self._plans: dict[str, tuple[str, Plan]] = {}  # text and plan, by the names that jobs call them
-        self._step = PortableStep(model, optimizer, first)
-        self._bench = Workbench(model=model, step=self._step, split=split)
+        self._home, self._setting, self._places = home, setting, OrderedDict[str, Place]()
+        self._whole = Submodel(module=model, loss_fn=classification_loss, optimizer=optimizer)
+        first = self._place(self._method.menu(model)[0])
+        self._bench = Workbench(model=model, split=split, station=lambda name: self._place(name).station)
         down, up = traffic_of(config, differences=self._method.differences)
         self._traffic = Traffic(
             down=down,
             up=up,
             differences=self._method.differences,
-            buffers=self._bench.buffers,
+            buffers=buffers_of(model),
             run_seed=config.seed,
         )
         self._busy = False
         self.first_step_at_s: float | None = None
         self.num_samples, self.fingerprint = len(shard), first.fingerprint
-        self.resident_bytes, self.eager_peak_bytes = first.plan.resident_bytes, first.plan.eager_peak_bytes
-        self.keep_all_bytes = first.plan.peak_bytes
+        plan = first.unplanned
+        self.resident_bytes, self.eager_peak_bytes = plan.resident_bytes, plan.eager_peak_bytes
+        self.keep_all_bytes = plan.peak_bytes
 
-    def compile(self, plans: Mapping[str, str]) -> None:
+    def compile(self, plans: Mapping[str, str], submodel: str = "") -> None:
         """Makes programs of plans that have none yet, all in one workshop; a plan known by its name is not read again.
 
         Args:
             plans: JSON by the names that jobs call them.
+            submodel: That they are for.
 
         Raises:
             ConfigError: Something that is no plan for this step.
             PlanMismatchError: A plan for another step.
             InfeasibleBudgetError: A plan needs more here than the budget that it was made for.
         """
-        new = {name: text for name, text in plans.items() if self._plans.get(name, ("",))[0] != text}
-        read = {name: Plan.from_json(text) for name, text in new.items()}
-        wanted = {name: plan for name, plan in read.items() if not self._step.has(plan)}
-        for program in self._compiler.programs(wanted).values() if wanted else ():
-            if isinstance(program, FedHybridError):
-                raise program
-            self._step.add(program)
-        for name, plan in read.items():
-            self._check(plan)
-            self._plans[name] = (new[name], plan)
+        self._place(submodel).compile(plans)
 
-    def _first_step(self) -> None:
-        self.first_step_at_s, self._step.on_step = time.perf_counter(), None
+    def _place(self, name: str) -> Place:
+        """Where a submodel is trained; what has not been asked for longest is given up, to save memory."""
+        if name not in self._places:
+            while len(self._places) >= _PLACES:
+                self._places.popitem(last=False)
+            setting = self._setting | ({"submodel": name} if name else {})
+            submodel = self._method.submodel(self._whole, name)
+            self._places[name] = Place(submodel, Compiler(self._home, setting))
+        self._places.move_to_end(name)
+        return self._places[name]
 
-    def _measure_unplanned(self) -> None:
-        """Has the unplanned step run once, now that a task wants it."""
-        if not self._step.has(self._unplanned):
-            program = self._compiler.programs({"unplanned": self._unplanned})["unplanned"]
-            if isinstance(program, FedHybridError):
-                raise program
-            self._step.add(program)
+    def _first_step(self, place: Place) -> None:
+        self.first_step_at_s, place.step.on_step = time.perf_counter(), None
 
-    def _check_model(self, weights: Tensors) -> None:
-        """Methods of this package send whole models; others may send a part, or tensors of their own."""
-        own, problems = self.weights, []
-        if weights and not self._foreign:
+    def _check_model(self, task: ClientTask) -> None:
+        """Methods of this package send what a submodel has; others may send a part, or tensors of their own."""
+        if task.kind == "evaluate":
+            own, weights = tensors_of(self._bench.model), task.weights
+        else:
+            own, weights = self._place(task.submodel).station.tensors, task.weights
+        problems = []
+        if weights and (task.submodel or not self._foreign):
             problems += [f"the task's model has no tensor {name!r}" for name in own if name not in weights]
-            problems += [f"the task's model has a tensor {name!r}" for name in weights if name not in own]
+            if not task.submodel:
+                problems += [f"the task's model has a tensor {name!r}" for name in weights if name not in own]
         found = {name: (tuple(t.shape), t.dtype) for name, t in weights.items() if name in own}
         problems += [
             f"the task's tensor {name!r} is {layout[1]} {list(layout[0])}, here it is {own[name].dtype} "
@@ -137,33 +142,24 @@ class SlimDevice:
         if problems:
             raise ConfigError([f"{problem}: server and device must have the same recipe" for problem in problems])
 
-    def _check(self, plan: Plan) -> None:
-        self._step.use_plan(plan)
-        needed_bytes = self._step.measured_peak_bytes()
-        if plan.budget_bytes is not None and needed_bytes > plan.budget_bytes:
-            raise InfeasibleBudgetError(needed_bytes=needed_bytes, budget_bytes=plan.budget_bytes, blocker=plan.peak_op)
-
     @property
     def weights(self) -> Tensors:
         """The model's own parameters and buffers as they are now, sharing its memory."""
-        return self._bench.tensors
+        return self._place("").station.tensors
 
     def runner(self, plan: str | None) -> ProgramRunner:
-        """What runs a plan's steps, for measurements."""
-        self._step.use_plan(self.program("", plan))
-        return self._step.runner
+        """What runs a plan's steps of the whole model, for measurements."""
+        step = self._place("").step
+        step.use_plan(self.program("", plan))
+        return step.runner
 
-    def program(self, device: str, plan: str | None) -> Plan:
+    def program(self, device: str, plan: str | None, submodel: str = "") -> Plan:
         """The plan of that name; for None, the one that decides nothing (see `labour.Programs`).
 
         Raises:
             ConfigError: It has not come.
         """
-        if plan is None:
-            return self._unplanned
-        if plan not in self._plans:
-            raise ConfigError(f"the task runs by plan {plan!r}, which has not come with it")
-        return self._plans[plan][1]
+        return self._place(submodel).program(plan)
 
     def do(self, job: Job, plans: Mapping[str, str], ask: Ask | None = None) -> Delivery:
         """Does a job.
@@ -181,12 +177,15 @@ class SlimDevice:
         """
         if self._busy:
             raise ConfigError("this device is in the middle of another task; it does one at a time")
-        self._check_model(job.task.weights)
-        self._busy, self.first_step_at_s, self._step.on_step = True, None, self._first_step
+        self._check_model(job.task)
+        self._busy, self.first_step_at_s = True, None
         try:
-            self.compile(plans)
-            if any(leg.plan is None for leg in job.legs):
-                self._measure_unplanned()
+            if job.legs:
+                place = self._place(job.task.submodel)
+                place.step.on_step = partial(self._first_step, place)
+                place.compile(plans)
+                if any(leg.plan is None for leg in job.legs):
+                    place.measure_unplanned()
             with one_thread():
                 return do_job(replace(job, shard=self._shard), self._method, self._bench, self, self._traffic, ask=ask)
         finally:
@@ -216,7 +215,7 @@ def open_device(
         CaptureError: The model's step cannot be captured.
     """
     config = config_of(brief, allow=allow)
-    dataset = load_dataset(config.dataset, data_root)
+    dataset = federated_data(config, load_dataset(config.dataset, data_root), held_back=client is not None)
     if client is None:
         shard: IntArray = np.arange(len(dataset.train), dtype=np.int64)
     else:

@@ -17,14 +17,16 @@ from typing import Any
 import torch
 
 from fedhybrid.engine.runtime import classification_loss
+from fedhybrid.engine.submodels import captured_step
 from fedhybrid.errors import FedHybridError
-from fedhybrid.executor import TrainStep, export_program, prepare_step
+from fedhybrid.executor import TrainStep, export_program
 from fedhybrid.experiment.config import RunConfig
-from fedhybrid.experiment.material import initial_model
+from fedhybrid.experiment.material import adapted, initial_model
 from fedhybrid.experiment.wire import to_wire
 from fedhybrid.integrations.flower.device.programs import ProgramFolder
 from fedhybrid.integrations.flower.device.setting import example_batch, method_of, optimizer_of
 from fedhybrid.planner import Plan
+from fedhybrid.protocols import Submodel
 
 __all__ = ["made", "main"]
 
@@ -39,13 +41,15 @@ def made(home: Path, order: dict[str, Any]) -> dict[str, Any]:
     config = RunConfig.model_validate(setting["recipe"])
     torch.set_num_threads(1)
     folder = ProgramFolder(home)
-    prepared = prepare_step(
-        initial_model(config, input_shape=tuple(setting["input_shape"]), classes=setting["classes"]),
-        classification_loss,
-        example_batch(setting["batch"]),
-        optimizer_of(config, method_of(config)),
-        op_seconds=lambda work: 1.0,  # nothing is planned here, so nothing need be timed
+    method, example = method_of(config), example_batch(setting["batch"])
+    model = initial_model(config, input_shape=tuple(setting["input_shape"]), classes=setting["classes"])
+    whole = Submodel(
+        module=adapted(method, model, example[0]),
+        loss_fn=classification_loss,
+        optimizer=optimizer_of(config, method),
     )
+    submodel = method.submodel(whole, setting.get("submodel", ""))
+    prepared = captured_step(submodel, example, lambda work: 1.0)  # nothing is planned here, so no time matters
     step = TrainStep(prepared, prepared.keep_all())
     wrong: dict[str, Any] = {}
     for name, text in order["plans"].items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,10 +11,10 @@ from typing import final
 
 from fedhybrid.engine.labour import Job, do_job
 from fedhybrid.engine.runtime import Ask, Workbench, one_thread
+from fedhybrid.engine.submodels import Submodels
 from fedhybrid.engine.traffic import Delivery
-from fedhybrid.engine.world import captured, traffic_of
+from fedhybrid.engine.world import submodels_of, traffic_of
 from fedhybrid.errors import ConfigError
-from fedhybrid.executor import PreparedStep, TrainStep
 from fedhybrid.experiment.build import build_federation
 from fedhybrid.experiment.check import load_config
 from fedhybrid.planner import Plan
@@ -27,8 +26,8 @@ __all__ = ["SimulatedDevice", "SimulatedNode", "simulated_device"]
 class _Programs:
     """What a device runs by a plan's name: the plans that have come with its jobs, and the unplanned step."""
 
-    def __init__(self, unplanned: Plan) -> None:
-        self._unplanned = unplanned
+    def __init__(self, submodels: Submodels) -> None:
+        self._submodels = submodels
         self._known: dict[str, tuple[str, Plan]] = {}
 
     def learn(self, plans: Mapping[str, str]) -> None:
@@ -37,10 +36,10 @@ class _Programs:
             if name not in self._known or self._known[name][0] != text:
                 self._known[name] = (text, Plan.from_json(text))
 
-    def program(self, device: str, plan: str | None) -> Plan:
-        """The plan of that name; None is the unplanned step."""
+    def program(self, device: str, plan: str | None, submodel: str = "") -> Plan:
+        """The plan of that name; None is the submodel's unplanned step."""
         if plan is None:
-            return self._unplanned
+            return self._submodels.prepared(submodel).keep_all()
         if plan not in self._known:
             raise ConfigError(f"the task runs by plan {plan!r}, which has not come with it")
         return self._known[plan][1]
@@ -55,17 +54,15 @@ class SimulatedDevice:
     """
 
     def __init__(self, brief: Mapping[str, object]) -> None:
-        """Loads the data, builds the model, captures its step.
+        """Loads the data and builds the model; what is captured is captured when a job first asks for it.
 
         Raises:
             ConfigError: As `build_federation`.
-            CaptureError: The model's step cannot be captured.
         """
-        self._job = job = build_federation(load_config(brief))
-        with one_thread():
-            self._prepared = captured(job)
-            self._benches = [self._bench(self._prepared)]
-        self._programs = _Programs(self._prepared.keep_all())
+        self._job = job = build_federation(load_config(brief), values=False)
+        self._submodels = submodels_of(job)
+        self._benches = [self._bench(self._submodels)]
+        self._programs = _Programs(self._submodels)
         self._traffic = traffic_of(job)
 
     def do(self, job: Job, plans: Mapping[str, str], ask: Ask | None) -> Delivery:
@@ -95,16 +92,14 @@ class SimulatedDevice:
     def _lent(self) -> Iterator[Workbench]:
         bench = self._benches.pop() if self._benches else None
         if bench is None:
-            bench = self._bench(replace(self._prepared, model=copy.deepcopy(self._prepared.model)))
+            bench = self._bench(self._submodels.apart())
         try:
             yield bench
         finally:
             self._benches.append(bench)
 
-    def _bench(self, prepared: PreparedStep) -> Workbench:
-        return Workbench(
-            model=prepared.model, step=TrainStep(prepared, prepared.keep_all()), split=self._job.dataset.train
-        )
+    def _bench(self, submodels: Submodels) -> Workbench:
+        return Workbench(model=submodels.whole.module, split=self._job.dataset.train, station=submodels.station)
 
 
 @lru_cache(maxsize=2)

@@ -14,13 +14,13 @@ from typing import final
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedhybrid.engine.labour import Job
+from fedhybrid.engine.labour import Attend, Job
 from fedhybrid.engine.parcels import delivery_from, job_parts
 from fedhybrid.engine.plans import PlanBook
 from fedhybrid.engine.traffic import Delivery
 from fedhybrid.integrations.flower.messages import TASK, Letter, letter_of, record_of
 from fedhybrid.integrations.flower.simulated.mailbox import Mailbox
-from fedhybrid.protocols import Attendant, Method
+from fedhybrid.protocols import Attendant
 
 __all__ = ["GridLabour"]
 
@@ -37,7 +37,7 @@ class GridLabour:
         nodes: Sequence[int],
         *,
         brief: str,
-        method: Method,
+        attend: Attend,
         book: PlanBook,
         open_mailbox: Callable[[], Mailbox] | None = None,
         wait: Callable[[float], None] = time.sleep,
@@ -48,12 +48,12 @@ class GridLabour:
             grid: Carries the messages.
             nodes: The node of each client.
             brief: What devices must know of the recipe.
-            method: Its server's side answers questions.
+            attend: Makes the server's side of a task, which answers questions.
             book: Has the plans.
             open_mailbox: Another way for questions than replies, made when it is first needed.
             wait: Lets so many seconds pass, when no reply is there.
         """
-        self._grid, self._nodes, self._brief, self._method, self._book = grid, nodes, brief, method, book
+        self._grid, self._nodes, self._brief, self._attend, self._book = grid, nodes, brief, attend, book
         self._open_mailbox, self._wait = open_mailbox, wait
         self._mailbox: Mailbox | None = None
         self._open: dict[str, int] = {}  # message -> ticket
@@ -64,7 +64,7 @@ class GridLabour:
 
     def begin(self, ticket: int, job: Job) -> None:
         """Sends it."""
-        attendant = None if job.task.kind == "evaluate" else self._method.attend(job.task)
+        attendant = self._attend(job.task)
         if attendant is not None:
             self._attendants[ticket] = attendant
             if self._open_mailbox is not None and self._mailbox is None:
@@ -143,9 +143,13 @@ class GridLabour:
             raise RuntimeError(f"a node refused a task of client {self._clients[ticket]}: {letter.header.get('why')}")
         delivery = delivery_from(letter.header, letter.groups)
         attendant = self._attendants.get(ticket)
-        self._done[ticket] = delivery if attendant is None else replace(delivery, served=attendant.result())
+        self._done[ticket] = delivery if attendant is None else _served(delivery, attendant)
         self._forget(ticket)
 
     def _forget(self, ticket: int) -> None:
         self._attendants.pop(ticket, None)
         del self._clients[ticket]
+
+
+def _served(delivery: Delivery, attendant: Attendant) -> Delivery:
+    return replace(delivery, served=attendant.result(), served_s=attendant.compute_s)

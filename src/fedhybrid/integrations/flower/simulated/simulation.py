@@ -50,7 +50,7 @@ def on_grid(
             grid,
             nodes,
             brief=brief_of_run(folder.path),
-            method=job.method,
+            attend=job.attend,
             book=book,
             open_mailbox=open_mailbox,
             wait=wait,

@@ -176,6 +176,7 @@ class FedHybridStrategy(FedAvg):
             tier=np.array([self._offers.kind(member.device) for member in members], dtype=np.int64),
             budget_bytes=np.array([member.trusted_bytes for member in members], dtype=np.int64),
             num_samples=samples,
+            label_counts=np.zeros((len(members), 0), dtype=np.int64),
             unplanned_bytes=self._offers.unplanned_bytes,
             smallest_bytes=self._offers.smallest_bytes,
             step_s=step_s,
