@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from fedhybrid.data import Dataset, load_dataset
 from fedhybrid.devices import DeviceProfile
 from fedhybrid.engine import Federation, RunNames
+from fedhybrid.engine.runtime import classification_loss
 from fedhybrid.errors import ConfigError
 from fedhybrid.experiment.config import RunConfig
-from fedhybrid.experiment.material import base_optimizer, dealt, initial_model, traffic_of
+from fedhybrid.experiment.material import adapted, base_optimizer, dealt, initial_model, sample_of, traffic_of
 from fedhybrid.experiment.parts import (
     evaluation_of,
     faults_of,
@@ -20,8 +22,11 @@ from fedhybrid.experiment.parts import (
     schedule_of,
     work_of,
 )
+from fedhybrid.experiment.pretraining import Say, pretrain, pretraining_split
+from fedhybrid.experiment.samples import federated_data
 from fedhybrid.fleet import Fleet
 from fedhybrid.methods import find_method
+from fedhybrid.protocols import Submodel
 from fedhybrid.registry import lookup
 from fedhybrid.selection import POLICIES
 
@@ -31,19 +36,31 @@ T = TypeVar("T")
 Datasets = dict[tuple[str, str | None], Dataset]
 
 
-def build_federation(config: RunConfig, datasets: Datasets | None = None) -> Federation:
+def build_federation(
+    config: RunConfig,
+    datasets: Datasets | None = None,
+    *,
+    folder: Path | None = None,
+    say: Say = lambda text: None,
+    values: bool = True,
+) -> Federation:
     """Loads the data, deals them out, makes the fleet and the model; the same seed makes the same of each.
 
     Args:
         config: As `load_config` gives it.
         datasets: Data sets that are loaded already, by name and folder; a newly loaded one is added.
+        folder: The run's, where its pre-trained weights may be (`pretraining.PRETRAINED`); nothing is written.
+        say: Is told of stages that take long.
+        values: Whether the model's values mean something; else it is not pre-trained.
 
     Raises:
         ConfigError: Data that are missing or damaged, more clients than samples, a model that does not take the
             data; all at once.
     """
     problems: list[str] = []
-    dataset = _or_problems(lambda: _loaded(config, {} if datasets is None else datasets), problems)
+    datasets = {} if datasets is None else datasets
+    whole = _or_problems(lambda: _loaded(config.dataset, config.data.root, datasets=datasets), problems)
+    dataset = None if whole is None else _or_problems(lambda: federated_data(config, whole), problems)
     fleet = _or_problems(lambda: fleet_of(config), problems)
     shards, model = None, None
     if dataset is not None:
@@ -61,7 +78,15 @@ def build_federation(config: RunConfig, datasets: Datasets | None = None) -> Fed
     assert fleet is not None
     assert shards is not None
     assert model is not None
+    assert whole is not None
+    pretrained, seen = None, dataset.train
+    if values:
+        load = partial(_loaded, datasets=datasets)
+        pretrained = pretrain(config, model, whole, load, folder=folder, say=say)
+        if config.pretrain is not None and config.pretrain.weights is None:
+            seen, _ = pretraining_split(config, config.pretrain, whole, load)  # what a server may look at
     method = find_method(config.method)(**config.method_options)
+    plain, model = model, adapted(method, model, sample_of(seen, config.seed))
     down, up = traffic_of(config, differences=method.differences)
     return Federation(
         names=RunNames(method=config.method, policy=config.policy, dataset=config.dataset, model=config.model),
@@ -87,14 +112,17 @@ def build_federation(config: RunConfig, datasets: Datasets | None = None) -> Fed
         natural=config.data.partition == "natural",
         workers=config.workers,
         checkpoint_every=config.checkpoint_every,
+        plain=None
+        if model is plain
+        else Submodel(module=plain, loss_fn=classification_loss, optimizer=base_optimizer(config.train)),
+        pretrained=pretrained,
     )
 
 
-def _loaded(config: RunConfig, datasets: Datasets) -> Dataset:
-    key = (config.dataset, config.data.root)
-    if key not in datasets:
-        datasets[key] = load_dataset(config.dataset, None if config.data.root is None else Path(config.data.root))
-    return datasets[key]
+def _loaded(name: str, root: str | None, *, datasets: Datasets) -> Dataset:
+    if (name, root) not in datasets:
+        datasets[name, root] = load_dataset(name, None if root is None else Path(root))
+    return datasets[name, root]
 
 
 def _device_problems(fleet: Fleet) -> list[str]:

@@ -20,6 +20,7 @@ from fedhybrid.experiment.messages import recipe_problem
 from fedhybrid.experiment.options import check_options
 from fedhybrid.experiment.overrides import apply_overrides, override_variant
 from fedhybrid.experiment.parts import check_devices, faults_of, planning_of, schedule_of
+from fedhybrid.experiment.samples import pretrain_problems
 from fedhybrid.fleet import AvailabilitySpec, MemorySpec, TraceSpec
 from fedhybrid.methods import find_method
 from fedhybrid.models import find_factory
@@ -144,6 +145,7 @@ def _checked(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
         if not any(problem.startswith(("method", "unknown method")) for problem in problems):
             problems += _attempt(schedule_of, config)
             differences = find_method(config.method)(**config.method_options).differences
+        problems += pretrain_problems(config)
         problems += _attempt(faults_of, config) + _attempt(traffic_of, config, differences=differences)
         if config.fleet.clients_per_round > config.data.clients:
             problems.append(
@@ -168,6 +170,10 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
             "data": config.data.model_copy(update={"root": _whole(config.data.root)}),
             "fleet": config.fleet.model_copy(update={"tiers": tiers, **tables}),
             "failures": config.failures.model_copy(update={"trace": _whole(config.failures.trace)}),
+            "pretrain": config.pretrain
+            and config.pretrain.model_copy(
+                update={name: _whole(getattr(config.pretrain, name)) for name in ("weights", "root")}
+            ),
         }
     )
 

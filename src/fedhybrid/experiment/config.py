@@ -8,17 +8,27 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from fedhybrid.planner import MENU
 
-__all__ = ["PlannerTable", "RunConfig", "TierTable", "TrainTable"]
+__all__ = ["PlannerTable", "PretrainTable", "RunConfig", "TierTable", "TrainTable"]
 
 _Count = Annotated[int, Field(ge=1)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Ratio = Annotated[float, Field(gt=0, lt=1)]
 _Options = dict[str, Any]
 _AMOUNTS = ("epochs", "steps", "samples")
+
+
+def _different(numbers: list[int]) -> list[int]:
+    if len(set(numbers)) < len(numbers):
+        raise ValueError("no class may stand there twice")
+    return numbers
+
+
+_Classes = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2), AfterValidator(_different)]
 
 
 class _Table(BaseModel):
@@ -26,9 +36,13 @@ class _Table(BaseModel):
 
 
 class DataTable(_Table):
-    """Where the samples come from and who holds them. `root` is the folder of a data set that is not embedded."""
+    """Where the samples come from and who holds them. `root` is the folder of a data set that is not embedded.
+
+    `classes` leaves out the samples of all other classes; the first of them becomes class 0, and so on.
+    """
 
     root: str | None = None
+    classes: _Classes | None = None
     partition: str = "dirichlet"
     clients: _Count = 30
     alpha: _Positive = 0.3
@@ -99,6 +113,54 @@ class TrainTable(_Table):
                 f"{', '.join(names)} and {last} are {count} ways to say how much is trained; give one of them"
             )
         return self
+
+
+class PretrainTable(_Table):
+    """Where the model that the federation begins with comes from: a file of `weights`, or training at the server.
+
+    It trains on `dataset` (in the folder `root`), on the run's own where none is named: on its `classes`, on a `share`
+    of them, which no client gets, on at most so many `samples`. `new_head` draws the last layer anew, near zero. How
+    long: `epochs` (five, if nothing is said) or `steps`.
+    """
+
+    weights: Annotated[str, Field(min_length=1)] | None = None
+    new_head: bool = False
+    dataset: str | None = None
+    root: str | None = None
+    classes: _Classes | None = None
+    share: _Ratio | None = None
+    samples: _Count | None = None
+    epochs: _Count | None = None
+    steps: _Count | None = None
+    batch_size: _Count | None = None
+    lr: _Positive | None = None
+    optimizer: Literal["sgd", "adam", "adamw"] | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    weight_decay: _NotNegative | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_training(cls, table: Any) -> Any:
+        if not isinstance(table, dict) or table.get("weights") is not None:
+            return table
+        how_long = {} if any(table.get(name) is not None for name in ("epochs", "steps")) else {"epochs": 5}
+        return _PRETRAINING | how_long | {name: value for name, value in table.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PretrainTable:
+        if self.weights is not None:
+            beside = sorted(self.model_fields_set - {"weights", "new_head"})
+            if any(getattr(self, name) is not None for name in beside):
+                raise ValueError(f"{', '.join(beside)} say how to train, and weights names a file; give one of the two")
+            return self
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("epochs and steps are two ways to say how much is trained; give one of them")
+        if self.optimizer != "sgd" and self.momentum:
+            raise ValueError(f"momentum is an option of sgd, the optimizer is {self.optimizer}")
+        return self
+
+
+_PRETRAINING = {"batch_size": 32, "lr": 0.05, "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0}
 
 
 class PlannerTable(_Table):
@@ -173,6 +235,7 @@ class RunConfig(_Table):
     policy_options: _Options = Field(default_factory=dict)
     fleet: FleetTable = Field(default_factory=FleetTable)
     train: TrainTable = Field(default_factory=TrainTable)
+    pretrain: PretrainTable | None = None
     planner: PlannerTable = Field(default_factory=PlannerTable)
     schedule: ScheduleTable = Field(default_factory=ScheduleTable)
     failures: FailuresTable = Field(default_factory=FailuresTable)

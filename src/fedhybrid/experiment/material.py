@@ -5,18 +5,23 @@ Nothing here needs capture, planner or solvers, so a device can import it.
 
 from __future__ import annotations
 
-from torch import nn
+import copy
 
-from fedhybrid.data import Dataset, Shards, partition_data
+import torch
+from torch import Tensor, nn
+
+from fedhybrid.data import Dataset, Shards, Split, partition_data
 from fedhybrid.errors import ConfigError
 from fedhybrid.executor import SGD, Adam, AdamW
 from fedhybrid.experiment.config import RunConfig, TrainTable
 from fedhybrid.models import build_model
-from fedhybrid.protocols import Optimizer
+from fedhybrid.protocols import Method, Optimizer
 from fedhybrid.seeds import derive_seed
 from fedhybrid.updates import Pipeline, parse_pipeline
 
-__all__ = ["base_optimizer", "dealt", "initial_model", "traffic_of"]
+__all__ = ["adapted", "base_optimizer", "dealt", "initial_model", "sample_of", "traffic_of"]
+
+_SAMPLES = 64
 
 # Made for what training has changed: of whole weights, top-k would set most to zero, and clip would shrink the rest.
 _FOR_DIFFERENCES = ("clip", "error-feedback", "top-k")
@@ -63,6 +68,19 @@ def initial_model(config: RunConfig, *, input_shape: tuple[int, ...], classes: i
         seed=derive_seed(config.seed, purpose="model"),
         options=config.model_options,
     )
+
+
+def sample_of(split: Split, seed: int) -> Tensor:
+    """Inputs of some samples, always the same ones: a method may look at their ranges."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(derive_seed(seed, purpose="sample")))
+    return split.batch(order[:_SAMPLES])[0]
+
+
+def adapted(method: Method, model: nn.Module, sample: Tensor) -> nn.Module:
+    """The global model: what the method makes of the recipe's, which is left as it is."""
+    given = copy.deepcopy(model)
+    made = method.adapt(given, sample)
+    return model if made is given else made.train()
 
 
 def traffic_of(config: RunConfig, *, differences: bool) -> tuple[Pipeline, Pipeline]:

@@ -13,7 +13,7 @@ __all__ = ["apply_overrides", "override_variant"]
 # A part's options mean nothing to another part: they go when the part is replaced.
 _OPTIONS_OF = {"method": "method_options", "policy": "policy_options", "model": "model_options"}
 # Ways to say one thing: the one that is set takes the place of the others.
-_INSTEAD = ("train.epochs", "train.steps", "train.samples")
+_INSTEAD = (("train.epochs", "train.steps", "train.samples"), ("pretrain.epochs", "pretrain.steps"))
 
 
 def apply_overrides(recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,9 +63,8 @@ def _set(merged: dict[str, Any], path: str, value: Any) -> str | None:
 
 def _replaced_by(settings: Mapping[str, Any]) -> list[str]:
     """What says the same thing in another way as one of `settings`, and none of them."""
-    if not any(path in settings for path in _INSTEAD):
-        return []
-    return [path for path in _INSTEAD if path not in settings]
+    chosen = [paths for paths in _INSTEAD if any(path in settings for path in paths)]
+    return [path for paths in chosen for path in paths if path not in settings]
 
 
 def override_variant(

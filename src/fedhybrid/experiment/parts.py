@@ -116,6 +116,7 @@ def input_files(config: RunConfig) -> dict[str, Path]:
         "failures.trace": config.failures.trace,
         "fleet.memory.file": (config.fleet.memory or {}).get("file"),
         "fleet.availability.file": (config.fleet.availability or {}).get("file"),
+        "pretrain.weights": None if config.pretrain is None else config.pretrain.weights,
     }
     return {setting: Path(file) for setting, file in named.items() if file is not None}
 

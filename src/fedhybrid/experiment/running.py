@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fedhybrid.experiment.build import Datasets, build_federation
 from fedhybrid.experiment.check import Recipe, load_config, to_table, variants_of
 from fedhybrid.experiment.parallel import run_side_by_side
 from fedhybrid.experiment.parts import input_files
+from fedhybrid.experiment.pretraining import keep_pretrained
 from fedhybrid.experiment.result import RunResult, load_run
 
 __all__ = ["run"]
@@ -62,8 +64,11 @@ def run(
     variants = variants_of(config)
     runs = variants or {"": config}
     datasets: Datasets = {}
-    jobs = {label: build_federation(each, datasets) for label, each in runs.items()}
     folders = {label: folder / label if label else folder for label in runs}
+    jobs = {
+        label: build_federation(each, datasets, folder=folders[label], say=partial(progress.on_stage, label))
+        for label, each in runs.items()
+    }
     whole = [Claim(path=folder, config=to_table(config))] if variants else []
     claims = [
         Claim(
@@ -75,6 +80,8 @@ def run(
         for label, each in runs.items()
     ]
     claim_folders(whole + claims, resume=resume)
+    for label, job in jobs.items():
+        keep_pretrained(folders[label], job.pretrained)
     open_labels = [label for label in runs if not _report_finished(label, folders[label], runs[label].rounds, progress)]
     hands = max(each.workers for each in runs.values())
     at_once = min(len(open_labels), processes or max(_processors() // hands, 1))

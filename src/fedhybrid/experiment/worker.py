@@ -57,7 +57,7 @@ def main(folder: Path) -> int:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not mix with the messages
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        job = build_federation(load_config(folder / "config.toml"))
+        job = build_federation(load_config(folder / "config.toml"), folder=folder)
         run_federation(job, RunFolder(folder), teller, runtime_bytes=runtime_bytes)
     except FedHybridError as error:
         teller.tell("error", to_wire(error))
