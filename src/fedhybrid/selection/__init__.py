@@ -9,6 +9,7 @@ from fedhybrid.selection.oort import Oort
 from fedhybrid.selection.planned_utility import PlannedUtility
 from fedhybrid.selection.power_of_choice import PowerOfChoice
 from fedhybrid.selection.round_robin import RoundRobin
+from fedhybrid.selection.smartsplit import SmartSplitSelection
 from fedhybrid.selection.uniform import Uniform
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "PlannedUtility",
     "PowerOfChoice",
     "RoundRobin",
+    "SmartSplitSelection",
     "Uniform",
 ]
 
@@ -29,5 +31,6 @@ POLICIES: dict[str, type[Policy]] = {
     "planned-utility": PlannedUtility,
     "power-of-choice": PowerOfChoice,
     "round-robin": RoundRobin,
+    "smartsplit": SmartSplitSelection,
     "uniform": Uniform,
 }
