@@ -38,13 +38,28 @@ class _Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._looked(*self._heads(x))
+
+    def with_first_scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and how much the first token looks at each of the others: its mean over the heads, (b, t - 1).
+
+        Only that row of scores is worked out: the operator that looks keeps none.
+        """
+        q, k, v = self._heads(x)
+        row = (q[:, :, :1] * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        return self._looked(q, k, v), row.softmax(dim=-1).mean(dim=1)[:, 0, 1:]
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, each (b, heads, t, d / heads)."""
         b, t, d = x.shape
         q, k, v = self.qkv(x).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        if self.last_only:
-            q, t = q[:, :, -1:], 1
+        return q[:, :, -1:] if self.last_only else q, k, v
+
+    def _looked(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        b, heads, t, width = q.shape
         ratio = self.dropout_ratio if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=ratio, is_causal=self.causal)
-        return self.out(y.transpose(1, 2).reshape(b, t, d))  # type: ignore[no-any-return]
+        return self.out(y.transpose(1, 2).reshape(b, t, heads * width))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
