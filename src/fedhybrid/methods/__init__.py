@@ -9,26 +9,54 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fedhybrid.methods.bsr import Bsr
 from fedhybrid.methods.division import Division
+from fedhybrid.methods.elastic_trainer import ElasticTrainer
 from fedhybrid.methods.fedasync import FedAsync
 from fedhybrid.methods.fedavg import FedAvg
 from fedhybrid.methods.fedbuff import FedBuff
+from fedhybrid.methods.fedel import FedEL
 from fedhybrid.methods.fedhybrid import FedHybrid
 from fedhybrid.methods.fedprox import FedProx
 from fedhybrid.methods.mesa import Mesa
+from fedhybrid.methods.mest import Mest
+from fedhybrid.methods.smartsplit import SmartSplit
+from fedhybrid.methods.tiny_training import TinyTraining
 from fedhybrid.protocols import Method
 from fedhybrid.registry import import_factory, lookup
 
-__all__ = ["METHODS", "Division", "FedAsync", "FedAvg", "FedBuff", "FedHybrid", "FedProx", "Mesa", "find_method"]
+__all__ = [
+    "METHODS",
+    "Bsr",
+    "Division",
+    "ElasticTrainer",
+    "FedAsync",
+    "FedAvg",
+    "FedBuff",
+    "FedEL",
+    "FedHybrid",
+    "FedProx",
+    "Mesa",
+    "Mest",
+    "SmartSplit",
+    "TinyTraining",
+    "find_method",
+]
 
 METHODS: dict[str, type[Method]] = {
+    "bsr": Bsr,
     "division": Division,
+    "elastic-trainer": ElasticTrainer,
     "fedasync": FedAsync,
     "fedavg": FedAvg,
     "fedbuff": FedBuff,
+    "fedel": FedEL,
     "fedhybrid": FedHybrid,
     "fedprox": FedProx,
     "mesa": Mesa,
+    "mest": Mest,
+    "smartsplit": SmartSplit,
+    "tiny-training": TinyTraining,
 }
 
 
