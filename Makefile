@@ -15,6 +15,8 @@ BIN := .venv/bin
 KERNELS := src/fedhybrid/codecs/kernels
 INSTALLED := .venv/.installed
 DEMO := runs/quickstart
+# Tests run beside each other, one file after the other in as many processes as there are processors.
+BESIDE := -n auto --dist loadfile
 
 .PHONY: setup demo test test-all check clean
 
@@ -34,10 +36,10 @@ demo: setup
 	$(BIN)/fedhybrid run recipes/quickstart.toml --out $(DEMO)
 
 test: setup
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q $(BESIDE)
 
 test-all: setup
-	$(BIN)/pytest -q -m 'slow or not slow'
+	$(BIN)/pytest -q $(BESIDE) -m 'slow or not slow'
 
 check: setup
 	$(BIN)/ruff format --check .
