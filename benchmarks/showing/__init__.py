@@ -1,6 +1,7 @@
 """How benchmarks show what they found: tables in markdown, pictures, and notes that say where the numbers are from."""
 
 from showing.curves import draw_curves
+from showing.methods import draw_methods, methods_table
 from showing.note import machine, note_name, write_note
 from showing.picture import draw_memory
 from showing.tables import activations_table, codecs_table, exactness_table, memory_table, training_table
@@ -10,9 +11,11 @@ __all__ = [
     "codecs_table",
     "draw_curves",
     "draw_memory",
+    "draw_methods",
     "exactness_table",
     "machine",
     "memory_table",
+    "methods_table",
     "note_name",
     "training_table",
     "write_note",

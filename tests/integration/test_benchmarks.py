@@ -198,3 +198,24 @@ def test_a_devices_program_stays_slim() -> None:
     assert row["idle_anon_bytes_max"] < row["idle_rss_bytes_max"]
     assert row["over_plan_bytes"] <= 60 * 2**20
     assert row["to_first_step_ms"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif("FEDHYBRID_DATA" not in os.environ, reason="needs real data: set FEDHYBRID_DATA")
+def test_methods_are_compared_at_equal_budgets(tmp_path: Path) -> None:
+    """One round of each method from scratch: a row each, nobody above a budget."""
+    arguments = ["--root", os.environ["FEDHYBRID_DATA"], "--out", str(tmp_path), "--datasets", "fashion-mnist"]
+    command = [sys.executable, str(BENCHMARK.parent / "methods.py"), *arguments, "--groups", "scratch", "--rounds", "1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--json"], env=environment, capture_output=True, text=True, check=False, timeout=800
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {row["label"]: row for row in json.loads(done.stdout)["rows"]}
+    assert {"no-limit", "exclusion", "fedhybrid", "fedel", "smartsplit", "mest"} <= rows.keys()
+    for label, row in rows.items():
+        assert row["violations"] == 0
+        for tier, peak_bytes in row["peak_bytes"].items():
+            assert peak_bytes is None or peak_bytes <= row["budget_bytes"][tier], (label, tier)
+    assert (tmp_path / "methods.png").is_file()

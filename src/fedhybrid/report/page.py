@@ -22,7 +22,7 @@ __all__ = ["write_report"]
 # What stands below a figure: the table, and under which words it is folded away ("" for not at all).
 _TABLES: dict[str, tuple[tuple[Callable[[Runs], tables.Table | None], str], ...]] = {
     "accuracy": ((tables.summary_table, ""),),
-    "peaks": ((tables.memory_table, "The numbers by tier"),),
+    "peaks": ((tables.memory_table, "The numbers by tier"), (tables.submodels_table, "What each tier trained")),
     "fairness": ((tables.fairness_table, "The numbers by tier"),),
     "timeline": ((tables.plans_table, "All plans"),),
     "failures": ((tables.trouble_table, ""), (tables.failures_table, "Every kind of failure by tier, with a reason")),

@@ -7,6 +7,7 @@ from fedhybrid.report.tables.failures import failures_table, trouble_table
 from fedhybrid.report.tables.fairness import fairness_table
 from fedhybrid.report.tables.memory import memory_table, plans_table
 from fedhybrid.report.tables.settings import configs, differences_table
+from fedhybrid.report.tables.submodels import submodels_table
 from fedhybrid.report.tables.summary import summary_table
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "fairness_table",
     "memory_table",
     "plans_table",
+    "submodels_table",
     "summary_table",
     "trouble_table",
 ]
