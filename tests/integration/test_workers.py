@@ -160,7 +160,7 @@ def test_an_error_in_one_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Whatever a task stumbles over in a worker ends the run with its words."""
     from fedhybrid.engine import crew  # noqa: PLC0415
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ConfigError("the disk has run away")
 
     monkeypatch.setattr(crew, "do_job", broken)

@@ -306,4 +306,4 @@ def test_fine_tuned_blocks_are_at_least_as_good_as_the_head_alone(
         result = fh.run(raw, out=tmp_path / f"b{blocks}", overrides=settings | {"method_options.blocks": blocks})
         best[blocks] = max(each.accuracy or 0.0 for each in result.rounds)
     assert best["3-7-11"] >= best[""]
-    assert best["3-7-11"] > 0.5
+    assert best["3-7-11"] > 0.3  # chance is 0.2

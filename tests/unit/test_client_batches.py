@@ -25,7 +25,7 @@ def bench() -> Workbench:
 
 def client_of(bench: Workbench, samples: int) -> LocalClient:
     stretches = [Stretch(program=shop().prepared.keep_all(), steps=1)]
-    return LocalClient(bench=bench, shard=np.arange(samples), stretches=stretches)
+    return LocalClient(station=bench.station(""), split=bench.split, shard=np.arange(samples), stretches=stretches)
 
 
 def drawn(bench: Workbench, samples: int, work: LocalWork, seed: int = 3) -> list[list[int]]:

@@ -26,6 +26,12 @@ from fedhybrid.records import LocalWork, Update
 BATCH = 4
 
 
+def place() -> dict[str, Any]:
+    """Where clients train."""
+    bench = shop().bench
+    return {"station": bench.station(""), "split": bench.split}
+
+
 def work(**changes: Any) -> LocalWork:
     return LocalWork(**({"epochs": 1, "batch_size": BATCH, "lr": 0.1} | changes))
 
@@ -41,7 +47,9 @@ def drawn(samples: int, asked: LocalWork, seed: int = 3) -> list[int]:
     """The sample numbers in the order of training; every batch is whole."""
     images = pictures()
     stretches = [Stretch(program=shop().prepared.keep_all(), steps=1)]
-    client = LocalClient(bench=shop().bench, shard=np.arange(samples), stretches=stretches)
+    client = LocalClient(
+        station=shop().bench.station(""), split=shop().bench.split, shard=np.arange(samples), stretches=stretches
+    )
     batches = [[images[image.numpy().tobytes()] for image in x] for x, _ in client.batches(asked, seed)]
     assert all(len(batch) == asked.batch_size for batch in batches)
     return [number for batch in batches for number in batch]
@@ -127,7 +135,8 @@ class TestPrograms:
         whole, tight = self.programs()
         bench = shop().bench
         client = LocalClient(
-            bench=bench,
+            station=bench.station(""),
+            split=bench.split,
             shard=SHARDS[0],
             stretches=[Stretch(program=p, steps=n) for p, n in ((whole, 2), (tight, 1), (whole, 0), (tight, 1))],
         )
@@ -135,7 +144,7 @@ class TestPrograms:
         ran = []
         for x, y in client.batches(work(steps=4, batch_size=8), 0):
             client.step(x, y)
-            ran.append(bench.step.plan.key)
+            ran.append(bench.station("").step.plan.key)
         assert ran == [whole.key, whole.key, tight.key, tight.key]
 
     def test_a_method_that_goes_on_runs_the_last_one(self) -> None:
@@ -145,10 +154,17 @@ class TestPrograms:
     def test_state_is_what_was_given_and_a_copy_of_the_dictionary(self) -> None:
         kept = {"mine": torch.tensor(1)}
         stretches = [Stretch(program=shop().prepared.keep_all(), steps=1)]
-        client = LocalClient(bench=shop().bench, shard=SHARDS[0], stretches=stretches, state=kept)
+        client = LocalClient(
+            station=shop().bench.station(""), split=shop().bench.split, shard=SHARDS[0], stretches=stretches, state=kept
+        )
         client.state["other"] = torch.tensor(2)
         assert client.state == kept
-        assert LocalClient(bench=shop().bench, shard=SHARDS[0], stretches=stretches).state == {}
+        assert (
+            LocalClient(
+                station=shop().bench.station(""), split=shop().bench.split, shard=SHARDS[0], stretches=stretches
+            ).state
+            == {}
+        )
 
 
 class TestRecipes:

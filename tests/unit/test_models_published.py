@@ -10,6 +10,7 @@ from torch import nn
 
 from fedhybrid.errors import ConfigError
 from fedhybrid.models import build_model, find_factory
+from fedhybrid.models.ordered import parts_of, span_of
 from fedhybrid.tree import tensors_of, total_bytes
 
 MIB = 2**20
@@ -45,12 +46,8 @@ def test_resident_bytes_with_momentum_at_batch_32(name: str, resident_mib: float
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_map_sizes_before_the_head(name: str) -> None:
     model = full(name)
-    maps: list[torch.Size] = []
-    body = model.stages if name == "resnet18" else model.features
-    assert isinstance(body, nn.Module)
-    body.register_forward_hook(lambda module, inputs, output: maps.append(output.shape))
-    model(torch.zeros(2, *IMAGE))
-    assert maps[0][2:] == (4, 4)
+    before = span_of(model, 0, len(parts_of(model)) - 1)
+    assert before(torch.zeros(2, *IMAGE)).shape[2:] == (4, 4)
 
 
 def test_the_last_stage_of_mobilenet_never_shrinks() -> None:

@@ -97,6 +97,7 @@ class PlanBook:
                 planning=self._planning,
                 codec=self._codec,
                 buckets=self._buckets,
+                one_floor=len(self.menu) > 1,
             )
             forgotten = [name for name in self._shelves if name not in self.menu][:-_SHELVES]
             for name in forgotten:

@@ -87,12 +87,15 @@ class Shelf:
         planning: PlanOptions,
         codec: str | None = None,
         buckets: int = FINE_BUCKETS,
+        one_floor: bool = False,
     ) -> None:
         self._prepared, self._suffix = prepared, f"{_AT}{submodel}" if submodel else ""
         self._priced: dict[str, PreparedStep] = {}
         self._folder, self._infeasible_file = folder / "plans", folder / INFEASIBLE
         self._folder.mkdir(exist_ok=True)
         self._planning, self._codec, self._buckets = planning, codec, buckets
+        # Finding the smallest plan takes longer than any other: of many submodels, all devices get the same one.
+        self._one_floor = one_floor
         # Lossy actions have a cap on their error: which floor keeps to it is not known beforehand.
         only_loss_free = set(planning.actions) <= set(LOSS_FREE)
         self._floor_actions = tuple(planning.actions) if only_loss_free else LOSS_FREE
@@ -199,11 +202,13 @@ class Shelf:
     def _smallest(self, device: str) -> tuple[str, Plan]:
         if self._codec is not None:
             return self._whole(device)
+        if not self._one_floor:
+            return self._named(device, "smallest", partial(self._priced[device].smallest, actions=self._floor_actions))
         return self._named(device, "smallest", lambda: self._priced[device].repriced(self._floor))
 
     @cached_property
     def _floor(self) -> Plan:
-        """The plan of the smallest peak, the same for all devices: finding it takes longer than any other."""
+        """The plan of the smallest peak at the prices of the step as it was captured."""
         return self._prepared.smallest(actions=self._floor_actions)
 
     def _solved(self, device: str, rounded_bytes: int) -> str | None:
