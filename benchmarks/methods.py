@@ -51,7 +51,8 @@ def main() -> int:
         note = write_note(
             note_name("methods", given.hardware),
             title="Methods under memory limits",
-            command=f"benchmarks/methods.py --root DATA --out DIR --seeds {given.seeds} --note",
+            command=f"benchmarks/methods.py --root DATA --out DIR --datasets {','.join(given.datasets)} "
+            f"--seeds {given.seeds} --note",
             settings={"recipes": recipes, "targets": targets, "seeds": given.seeds},
             body=table,
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 __all__ = ["draw_methods", "methods_table"]
 
@@ -81,6 +82,8 @@ def draw_methods(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 axis.plot(times_s, accuracies, style, label=row["label"], linewidth=1.4)
         axis.set_title(f"{key[0]}, {key[1]}")
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel("virtual seconds")
         axis.set_ylabel("test accuracy")
         axis.grid(alpha=0.3)
