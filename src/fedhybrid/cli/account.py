@@ -78,7 +78,8 @@ def _columns_of(timeline: Timeline, columns: int) -> list[int]:
     """The largest number of each column's part; a part without any takes its neighbour's."""
     levels, backward_at = timeline
     found = []
-    for half, count in ((levels[:backward_at], columns // 2), (levels[backward_at:], columns - columns // 2)):
+    first = columns // 2 if 0 < backward_at < len(levels) else columns  # one pass alone takes all columns
+    for half, count in ((levels[:backward_at] or levels, first), (levels[backward_at:], columns - first)):
         for column in range(count):
             start = min(column * len(half) // count, len(half) - 1)
             found.append(max(half[start : max(start + 1, (column + 1) * len(half) // count)], default=0))

@@ -36,7 +36,13 @@ def captured_step(
         CaptureError: It cannot be captured.
     """
     return prepare_step(
-        submodel.module, submodel.loss_fn, example, submodel.optimizer, op_seconds=op_seconds, known=known
+        submodel.module,
+        submodel.loss_fn,
+        example,
+        submodel.optimizer,
+        op_seconds=op_seconds,
+        known=known,
+        forward_only=submodel.forward_only,
     )
 
 

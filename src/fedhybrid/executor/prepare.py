@@ -35,6 +35,7 @@ def prepare_step(
     clip_norm: float | None = None,
     micro_batches: int = 1,
     known: CostTable | None = None,
+    forward_only: bool = False,
 ) -> PreparedStep:
     """Captures a whole training step and profiles its operators one at a time on scratch tensors.
 
@@ -49,6 +50,8 @@ def prepare_step(
         clip_norm: See `compile_step`.
         micro_batches: See `compile_step`.
         known: Costs that need not be profiled again.
+        forward_only: The step is a forward pass and its loss: no parameter requires a gradient, none is updated. Not
+            with `micro_batches` or `clip_norm`.
 
     Raises:
         CaptureError: The model does not trace.
@@ -61,7 +64,7 @@ def prepare_step(
         check_trainable(model, loss_fn)  # the captured function is not the user's own then
         raw, _ = capture_step(model, scaled_loss(loss_fn, micro_batches), first_part(batch, micro_batches))
     else:
-        raw, _ = capture_step(model, loss_fn, batch)
+        raw, _ = capture_step(model, loss_fn, batch, forward_only=forward_only)
     if micro_batches > 1 and raw.aux is not None:
         joined_shape(raw.values[raw.aux].shape, micro_batches)
     graph = rewrite(raw)

@@ -29,10 +29,18 @@ _TRY_PLAIN = "Run loss_fn(model(x), y) once without FedHybrid: if that fails too
 _FORWARDED = {"aten.detach.default", "aten.alias.default", "aten.lift_fresh.default", "aten.detach_.default"}
 
 
-def capture_step(model: nn.Module, loss_fn: Callable[..., Any], batch: Any) -> tuple[StepGraph, BatchSpec]:
+def capture_step(
+    model: nn.Module, loss_fn: Callable[..., Any], batch: Any, *, forward_only: bool = False
+) -> tuple[StepGraph, BatchSpec]:
     """Captures forward, loss and backward of one training step as it would run now (train or eval mode as set).
 
     Nothing is computed: the model, its buffers and the random generator stay as they are, and no memory is used.
+
+    Args:
+        model: In the mode that it will run in.
+        loss_fn: As in `prepare_step`.
+        batch: As in `prepare_step`.
+        forward_only: There is no backward pass, as no parameter requires a gradient.
 
     Raises:
         CaptureError: The model cannot be traced; names the operation.
@@ -40,7 +48,7 @@ def capture_step(model: nn.Module, loss_fn: Callable[..., Any], batch: Any) -> t
     """
     params, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     trained = [name for name, p in params.items() if p.requires_grad]
-    check_trainable(model, loss_fn)
+    check_trainable(model, loss_fn, forward_only=forward_only)
     leaves, spec = batch_tensors(batch)
     names = [*params, *buffers]
     boundary: list[Node | None] = []
@@ -55,7 +63,7 @@ def capture_step(model: nn.Module, loss_fn: Callable[..., Any], batch: Any) -> t
         loss, aux = call_loss(stateless, loss_fn, inputs)
         boundary.append(tracing.traced_so_far())
         wanted = [given for given, name in zip(flat, params, strict=False) if params[name].requires_grad]
-        grads = torch.autograd.grad(loss, wanted, allow_unused=True)
+        grads = () if forward_only else torch.autograd.grad(loss, wanted, allow_unused=True)
         with torch.no_grad():  # functional_call leaves a buffer that the model assigned anew in `state`
             for given, name in zip(flat, names, strict=False):
                 if state[name] is not given:

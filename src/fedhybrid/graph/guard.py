@@ -15,17 +15,25 @@ from fedhybrid.errors import ConfigError
 __all__ = ["check_trainable", "untouched"]
 
 
-def check_trainable(model: nn.Module, loss_fn: Callable[..., Any]) -> None:
+def check_trainable(model: nn.Module, loss_fn: Callable[..., Any], *, forward_only: bool = False) -> None:
     """Refuses what a captured step would silently do otherwise than eager PyTorch.
 
+    Args:
+        model: What is captured.
+        loss_fn: With what.
+        forward_only: Whether nothing shall be trained, else something must.
+
     Raises:
-        ConfigError: Nothing to train, hooks on parameters, parameters inside the loss function, or two parameters that
-            overlap in memory without being one.
+        ConfigError: Nothing to train (or something, where nothing shall be), hooks on parameters, parameters inside the
+            loss function, or two parameters that overlap in memory without being one.
     """
     params = dict(model.named_parameters())
     problems = []
-    if not any(p.requires_grad for p in params.values()):
+    trains = any(p.requires_grad for p in params.values())
+    if not trains and not forward_only:
         problems.append("the model has no parameter with requires_grad=True; there is nothing to train")
+    if trains and forward_only:
+        problems.append("a step that is only a forward pass has no gradients: set requires_grad=False everywhere")
     hooked = [n for n, p in params.items() if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None)]
     if hooked:
         problems.append(f"hooks on parameters do not run in a captured step: remove those of {', '.join(hooked)}")

@@ -110,7 +110,7 @@ class StepGraph:
     """A whole training step but for the optimizer: forward, loss, backward.
 
     Attributes:
-        backward_at: Index in `ops` of the first op of the backward pass.
+        backward_at: Index in `ops` of the first op of the backward pass; behind the last op where there is none.
         params, buffers, batch: Value indices of the step's inputs, in the model's order.
         constants: Tensors that the model holds outside its parameters and buffers, by value index.
         loss: The scalar loss. `aux`: what the loss function returned beside it, or None.

@@ -59,8 +59,8 @@ def _forward_and_backward(raw: StepGraph, costs: CostTable, *, first: bool) -> t
     end = len(raw.ops)
     gradients = {raw.storage_of(grad) for grad in raw.grads.values()}
     last.update({s: max(last[s], at) for s, at in raw.held.items() if s in last and s not in gradients})
-    # backward() itself holds the gradient of the loss (its first op) until it returns.
-    last[raw.storage_of(_first_output(raw))] = end - 1
+    if raw.backward_at < end:  # backward() itself holds the gradient of the loss (its first op) until it returns.
+        last[raw.storage_of(_first_output(raw))] = end - 1
     copied = _copied_gradients(raw, last)
     stolen = [grad for param, grad in raw.grads.items() if param not in copied] if first else []
     copied = copied if first else {}

@@ -242,11 +242,9 @@ def make_problem(
     """
     trained = {graph.storage_of(p) for p in graph.grads}
     ops: list[PlanOp] = []
-    backward_at = 0
+    backward_at = sum(not op.is_view for op in graph.ops[: graph.backward_at])
     producer: dict[int, int] = {}
     for index, op in enumerate(graph.ops):
-        if index == graph.backward_at:
-            backward_at = len(ops)
         if not op.is_view:
             ops.append(_plan_op(graph, Kind.OP, index, op, costs=costs, trained=trained, uid=len(ops)))
             for storage in ops[-1].births:

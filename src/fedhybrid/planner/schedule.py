@@ -109,6 +109,8 @@ def schedule_of(simulator: Simulator) -> Schedule:
             for instance in grads:
                 last[instance] = len(drafts)
             drafts.append((Kind.UPDATE, index, grads, (), (), 1, update.workspace_bytes, update.seconds))
+    if problem.backward_at == len(problem.ops):
+        backward_at = len(drafts)
     for storage in problem.outputs:
         last[current[storage]] = len(drafts)
     steps = []
