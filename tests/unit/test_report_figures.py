@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,10 +16,11 @@ from matplotlib.figure import Figure
 from tests.unit.report_merges import write_merges
 from tests.unit.report_runs import EAGER_PEAK_BYTES, MIB, RESIDENT_BYTES, TIERS, budget_bytes, write_run
 
+from fedhybrid.records import RoundRecord, append_jsonl, read_jsonl
 from fedhybrid.report.facts import accuracy_curve, tier_order, tiers_of, tightest_plan
 from fedhybrid.report.figures import DARK, FIGURES, LIGHT, themed
 from fedhybrid.report.figures.style import spread
-from fedhybrid.report.load import Runs, load_runs
+from fedhybrid.report.load import Runs, load_records, load_runs
 from fedhybrid.report.tasks import closest_tasks, failure_counts, largest_gap, training_tasks, violations
 
 LONG_TIERS = {f"tier-with-a-long-name-{i:02d}": i / 14 for i in range(2, 16)}
@@ -265,3 +267,21 @@ def test_spread_keeps_order_and_distance(positions: list[float], gap: float) -> 
     assert np.mean(placed) == pytest.approx(np.mean(positions))
     far = [10 * gap * i for i in range(len(positions))]
     assert spread(far, gap) == pytest.approx(far)
+
+
+def test_a_stream_shows_what_is_left_of_each_task(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    assert FIGURES["stream"].draw({"": load_records(tmp_path)}, LIGHT) is None
+    path = tmp_path / "rounds.jsonl"
+    rounds = [
+        dataclasses.replace(
+            record, task=record.round // 2, task_accuracies=[0.9 - 0.1 * n for n in range(record.round // 2 + 1)]
+        )
+        for record in read_jsonl(RoundRecord, path)
+    ]
+    path.unlink()
+    append_jsonl(path, rounds)
+    seen, left = drawn("stream", {"run": load_records(tmp_path)}).axes
+    last = {record.task: record for record in rounds}
+    assert list(seen.lines[0].get_ydata()) == [record.accuracy for record in last.values()]
+    assert list(left.lines[0].get_ydata()) == rounds[-1].task_accuracies

@@ -86,7 +86,7 @@ class TestUp:
         links, task = traffic(), small_task(0, weights=reference)
         delivery = links.packed(update_of(values, masks), task, {})
         assert delivery.payload is None
-        assert links.unpacked(delivery, reference) is delivery.update
+        assert links.unpacked(delivery, task) is delivery.update
         most = total_bytes(values)
         if not masks:
             assert links.bytes_up(delivery) == most
@@ -111,12 +111,12 @@ class TestUp:
     @given(sent=updates())
     def test_what_is_packed_is_read_again(self, sent: tuple[Tensors, Tensors, Tensors]) -> None:
         reference, values, masks = sent
-        links = traffic(up=ROUNDED)
-        delivery = links.packed(update_of(values, masks), small_task(0, weights=reference), {})
+        links, task = traffic(up=ROUNDED), small_task(0, weights=reference)
+        delivery = links.packed(update_of(values, masks), task, {})
         assert delivery.payload is not None
         assert (delivery.update.weights, delivery.update.masks) == ({}, {})
         assert links.bytes_up(delivery) == len(delivery.payload)
-        read = links.unpacked(delivery, reference)
+        read = links.unpacked(delivery, task)
         assert read.weights.keys() == values.keys()
         assert {n for n, m in masks.items() if not m.all()} <= read.masks.keys() <= masks.keys()
 
@@ -133,7 +133,7 @@ class TestUp:
         assert delivery.payload is not None
         payload = {"cut": delivery.payload[:-3], "other": delivery.payload[:-1] + b"?", "empty": b""}[damage]
         with pytest.raises(ConfigError):
-            links.unpacked(dataclasses.replace(delivery, payload=payload), shop().weights)
+            links.unpacked(dataclasses.replace(delivery, payload=payload), small_task(0))
 
 
 class TestState:
@@ -170,7 +170,7 @@ class TestState:
             for seed in range(30):
                 delivery = links.packed(update_of(target), small_task(0, seed=seed), state)
                 state = delivery.update.state or {}
-                read = links.unpacked(delivery, shop().weights).weights
+                read = links.unpacked(delivery, small_task(0)).weights
                 for n in total:
                     total[n] += read[n] - shop().weights[n]
             wanted = {n: 30 * (target[n] - shop().weights[n]) for n in total}
@@ -186,7 +186,7 @@ class TestDifferences:
         difference = {n: t - shop().weights[n] for n, t in moved(0.1).items()}
         links = traffic(up=chain("delta", "top-k", top_k={"ratio": 0.25}), differences=True)
         delivery = links.packed(update_of(difference), small_task(0), {})
-        read = links.unpacked(delivery, shop().weights).weights
+        read = links.unpacked(delivery, small_task(0)).weights
         for name, tensor in read.items():
             if tensor.is_floating_point():
                 there = tensor != 0

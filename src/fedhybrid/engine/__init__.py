@@ -3,7 +3,8 @@
 Where to find what:
 
 - a run from beginning to end: `loop` (the front door), `federation` (its parts), `world` (the same, at work), `rounds`
-  and `merges` (the two schedules), `dispatch` (tasks out, records in), `schedule`, `fairness`, `summary`, `progress`;
+  and `merges` (the two schedules), `dispatch` (tasks out, records in), `schedule`, `stream` (classes task by task),
+  `scoring`, `fairness`, `summary`, `progress`;
 - who can be chosen, and what that costs: `candidates`, `budgets`, `plans`;
 - a task on its device: `driver` (the order of events), `journey` (what befalls it), `walk` (its steps as memory moves),
   `faults`, `traffic` (bytes on the links), `states` (what a client keeps);
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from fedhybrid.engine.plans import PlanBook
     from fedhybrid.engine.progress import Progress, Quiet
     from fedhybrid.engine.schedule import Evaluation, Schedule
+    from fedhybrid.engine.stream import Stream
     from fedhybrid.engine.world import Assemble, World, assemble
 else:
     __getattr__ = lazily(
@@ -45,6 +47,7 @@ else:
             "RunFolder": "folder",
             "RunNames": "federation",
             "Schedule": "schedule",
+            "Stream": "stream",
             "World": "world",
             "assemble": "world",
             "claim_folders": "claim",
@@ -66,6 +69,7 @@ __all__ = [
     "RunFolder",
     "RunNames",
     "Schedule",
+    "Stream",
     "World",
     "assemble",
     "claim_folders",

@@ -34,13 +34,14 @@ def task_as_json(task: ClientTask) -> dict[str, Any]:
 
 def task_from_json(told: Mapping[str, Any], weights: Tensors) -> ClientTask:
     """The task again, with these weights."""
-    sent = told.get("sent")
+    sent, classes = told.get("sent"), told.get("classes")
     return ClientTask(
         **{
             **told,
             "work": LocalWork(**told["work"]),
             "weights": weights,
             "sent": None if sent is None else tuple(map(str, sent)),
+            "classes": None if classes is None else tuple(map(int, classes)),
         }
     )
 

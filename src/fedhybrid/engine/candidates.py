@@ -43,11 +43,27 @@ class FleetCosts:
         self._work, self._labels = work, labels
         self._down_bytes, self._up_bytes = traffic.expected_bytes(model)
         self._devices = [tier.device for tier in fleet.tiers]
+        self._classes: tuple[int, ...] | None = None
+
+    def show(self, classes: tuple[int, ...] | None) -> None:
+        """From now on only samples of these classes count; None: all."""
+        if classes != self._classes:
+            self._classes = classes
+            for name in ("num_samples", "steps", "without_samples"):
+                self.__dict__.pop(name, None)
 
     @cached_property
     def num_samples(self) -> IntArray:
-        """Training samples of every client."""
-        return self.shards.sizes
+        """Training samples of every client that count now."""
+        if self._classes is None:
+            return self.shards.sizes
+        shown: IntArray = self.label_counts[:, list(self._classes)].sum(axis=1)
+        return shown
+
+    @cached_property
+    def without_samples(self) -> frozenset[int]:
+        """Who holds nothing of the classes that are shown; nobody, where all are."""
+        return frozenset() if self._classes is None else frozenset(np.flatnonzero(self.num_samples == 0).tolist())
 
     @cached_property
     def label_counts(self) -> IntArray:

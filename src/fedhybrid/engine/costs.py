@@ -60,6 +60,25 @@ class WorldCosts:
         device = self.world.device(client)
         return bytes_up / device.uplink_bytes_per_s + bytes_down / device.downlink_bytes_per_s
 
+    @property
+    def deadline_s(self) -> float | None:
+        """Seconds from a round's beginning after which nobody is waited for."""
+        return self.world.job.schedule.deadline_s
+
+    def arrival_probability(
+        self, client: int, *, steps: int, within_s: float, bytes_up: int, bytes_down: int = 0, submodel: str = ""
+    ) -> float:
+        """Probability that the client is back in time from a task that begins now."""
+        fleet, device = self.world.fleet, self.world.device(client)
+        return fleet.delays.arrival_probability(
+            int(fleet.tier[client]),
+            fixed_s=bytes_down / device.downlink_bytes_per_s,
+            compute_s=steps * self.quote(client, submodel).step_s,
+            bytes_up=bytes_up,
+            uplink_bytes_per_s=device.uplink_bytes_per_s,
+            within_s=within_s,
+        )
+
     def step_seconds(self, submodel: str = "") -> tuple[float, ...]:
         """Seconds of the unplanned step on each kind of device of the fleet, whether or not it fits there."""
         shelf = self.world.book.shelf(submodel)

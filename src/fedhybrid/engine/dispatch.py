@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedhybrid.engine.costs import WorldCosts
 from fedhybrid.engine.federation import Federation
+from fedhybrid.engine.scoring import Tested
 from fedhybrid.engine.world import World
 from fedhybrid.protocols import PolicyState, RoundPlan, ServerState
 from fedhybrid.records import COMPLETED, ClientRecord, ClientTask, Outcome, RoundRecord, TaskEvent, Update
@@ -58,7 +59,7 @@ class Dispatcher:
 
     def assign(self, server: ServerState, cohort: Sequence[int], *, draw: int, phase: str = "train") -> list[int]:
         """Sends each client of the cohort its task; returns the tickets."""
-        job, world = self.job, self.world
+        job, world, now = self.job, self.world, self.world.stream(self.round_index)
         promised = world.promised(cohort)
         offers = {
             client: world.book.offer(world.device(client).name, budget_bytes)
@@ -74,8 +75,10 @@ class Dispatcher:
             run_seed=job.seed,
             draw=draw,
             phase=phase,
+            stream=now,
         )
-        return [self.submit(task) for task in job.method.assign(server, plan)]
+        shown = None if now is None else now.classes
+        return [self.submit(replace(task, classes=shown)) for task in job.method.assign(server, plan)]
 
     def submit(self, task: ClientTask) -> int:
         """Sends one task; returns its ticket."""
@@ -103,7 +106,7 @@ class Dispatcher:
         *,
         server: ServerState,
         used: Sequence[Update],
-        accuracy: tuple[float | None, float | None],
+        score: Tested,
         wall_time_s: float,
     ) -> RoundRecord:
         """The round's record.
@@ -111,7 +114,7 @@ class Dispatcher:
         Args:
             server: After the round.
             used: The updates that it was made of.
-            accuracy: Accuracy and loss on the test set, None where it was not tested.
+            score: How good it is.
             wall_time_s: Real seconds since the run began.
         """
         costs = [event.cost for event in self.events]
@@ -122,8 +125,8 @@ class Dispatcher:
         return RoundRecord(
             round=self.round_index,
             virtual_time_s=self.world.driver.now(),
-            accuracy=accuracy[0],
-            loss=accuracy[1],
+            accuracy=score.accuracy,
+            loss=score.loss,
             train_loss=_train_loss(used),
             cohort=sorted(record.client for record in training),
             completed=sum(record.outcome == COMPLETED for record in training),
@@ -136,12 +139,14 @@ class Dispatcher:
             energy_j=None if None in energies_j else sum(e for e in energies_j if e is not None),
             violations=sum(cost.violations for cost in costs),
             client_accuracy=sum(tested) / len(tested) if tested else None,
+            task=score.task,
+            task_accuracies=score.task_accuracies,
         )
 
 
 def counts(record: ClientRecord) -> bool:
     """Whether a task is one of a round's cohort: its training, or what failed before it."""
-    return record.kind == "train" or (record.kind != "evaluate" and record.outcome != COMPLETED)
+    return record.kind == "train" or (record.kind not in ("evaluate", "close") and record.outcome != COMPLETED)
 
 
 def outcome_of(world: World, event: TaskEvent, selection: int) -> Outcome:

@@ -208,6 +208,7 @@ class InProcessDriver:
         device = self._planner.device(journey.task.client)
         # What went to and fro in the middle of the task has its time here, as if all of it had come at the end.
         bytes_up = delivery.asked_bytes + self._traffic.bytes_up(delivery)
+        bytes_up = self._fleet.carried_bytes(journey.task.client, journey.task.seed, bytes_up)
         talk_s = delivery.answered_bytes / device.downlink_bytes_per_s
         arrives_s = stage.at_s + delivery.served_s + talk_s + bytes_up / device.uplink_bytes_per_s
         stage = replace(stage, bytes_up=bytes_up, answered_bytes=delivery.answered_bytes)

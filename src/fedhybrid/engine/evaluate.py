@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -38,6 +39,23 @@ class Evaluator:
         self._model, self._split = copy.deepcopy(model).eval(), split
         self._tensors = tensors_of(self._model)
         self._last: tuple[Tensors, Tensor, Tensor] | None = None
+        self._seen: tuple[int, ...] | None = None
+
+    @property
+    def labels(self) -> Tensor:
+        """Of the samples, in the order of `whole`."""
+        return self._split.labels[self._samples]
+
+    @property
+    def _samples(self) -> Tensor:
+        every = torch.arange(len(self._split))
+        return every if self._seen is None else every[torch.isin(self._split.labels, torch.tensor(self._seen))]
+
+    def see(self, classes: Sequence[int] | None) -> None:
+        """From now on only samples of these classes are asked, and only they can be answers; None: all."""
+        classes = None if classes is None else tuple(classes)
+        if classes != self._seen:
+            self._seen, self._last = classes, None
 
     def load(self, weights: Tensors) -> None:
         """What the next answers come from."""
@@ -50,10 +68,13 @@ class Evaluator:
         return Score(accuracy=int(correct.sum()) / len(correct), loss=loss if math.isfinite(loss) else None)
 
     def whole(self, weights: Tensors) -> tuple[Tensor, Tensor]:
-        """`answers` of `weights` for the whole split; asked again for the same dictionary, they are not made again."""
+        """`answers` of `weights` for all samples that are asked.
+
+        For the same dictionary they are not made again.
+        """
         if self._last is None or self._last[0] is not weights:
             self.load(weights)
-            self._last = (weights, *self.answers(torch.arange(len(self._split)), _BATCH))
+            self._last = (weights, *self.answers(self._samples, _BATCH))
         return self._last[1:]
 
     def answers(self, samples: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -63,17 +84,29 @@ class Evaluator:
         with torch.inference_mode():
             for chosen in torch.split(samples, batch_size):
                 x, y = self._split.batch(chosen)
-                scores = self._model(x)
+                scores = self._answerable(self._model(x))
                 correct.append(scores.argmax(dim=1) == y)
                 losses.append(F.cross_entropy(scores, y, reduction="none").to(torch.float64))
         return torch.cat(correct), torch.cat(losses)
 
+    def _answerable(self, scores: Tensor) -> Tensor:
+        """Without those of classes that have not been seen: a model that had grown with them would have no others."""
+        if self._seen is None:
+            return scores
+        hidden = torch.ones(scores.shape[1], dtype=torch.bool)
+        hidden[list(self._seen)] = False
+        return scores.masked_fill(hidden, -math.inf)
+
     def peak_bytes(self, batch_size: int) -> int:
         """Peak of one forward pass by the allocator's events: the model, the batch and all that it makes."""
         samples = torch.from_numpy(np.arange(batch_size, dtype=np.int64) % len(self._split))
-        with allocator_events() as events:
-            kept = self.answers(samples, batch_size)
-        del kept
+        seen, self._seen = self._seen, None  # the same whenever it is asked first; scores are small beside the pass
+        try:
+            with allocator_events() as events:
+                kept = self.answers(samples, batch_size)
+            del kept
+        finally:
+            self._seen = seen
         return total_bytes(self._tensors) + peak_of(events)
 
 

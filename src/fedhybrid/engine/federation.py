@@ -10,6 +10,7 @@ from fedhybrid.data import Dataset, Shards
 from fedhybrid.engine.faults import Faults
 from fedhybrid.engine.runtime import classification_loss
 from fedhybrid.engine.schedule import Evaluation, Schedule
+from fedhybrid.engine.stream import Stream
 from fedhybrid.executor import PlanOptions
 from fedhybrid.fleet import Fleet
 from fedhybrid.protocols import Attendant, Method, Optimizer, Policy, Submodel
@@ -43,6 +44,7 @@ class Federation:
         policy: Chooses the cohorts.
         optimizer: The clients' optimizer, as the method made it.
         plain: The step of the recipe's own model, which per cent budgets refer to, where the method trains another.
+        stream: Which classes are on when; None: all, always.
         pretrained: What training at the server gave, as a file in the run's folder; None where nothing did.
         work: How much a client trains in a round.
         clients_per_round: Largest cohort.
@@ -50,6 +52,7 @@ class Federation:
         seed: All randomness derives from it.
         plans: Whether clients get plans for their budgets.
         codec: What packs every eligible tensor of every client's step instead, or None.
+        fallback: The one plan of those who cannot hold the step as it is, a codec's or a solver's, or None.
         planning: How plans are made.
         schedule: When the server waits for whom.
         faults: What goes wrong on purpose.
@@ -85,6 +88,8 @@ class Federation:
     workers: int = 1
     checkpoint_every: int | None = None
     plain: Submodel | None = None
+    stream: Stream | None = None
+    fallback: str | None = None
     pretrained: bytes | None = None
 
     @property

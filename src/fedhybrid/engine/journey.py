@@ -7,13 +7,15 @@ import sys
 from dataclasses import dataclass, replace
 from typing import final
 
+from torch import Tensor
+
 from fedhybrid.data import Shards
 from fedhybrid.devices import DeviceProfile
 from fedhybrid.engine.budgets import Budgets
 from fedhybrid.engine.evaluate import EvaluationSizes
 from fedhybrid.engine.faults import Fault, Faults
 from fedhybrid.engine.plans import PlanBook
-from fedhybrid.engine.runtime import steps_of
+from fedhybrid.engine.runtime import of_classes, steps_of
 from fedhybrid.engine.traffic import Traffic
 from fedhybrid.engine.walk import Walk, walk
 from fedhybrid.fleet import Fleet
@@ -61,9 +63,10 @@ class JourneyPlanner:
         faults: Faults,
         sizes: EvaluationSizes,
         timeout_s: float | None,
+        labels: Tensor | None = None,
     ) -> None:
         self._fleet, self._budgets, self._book = fleet, budgets, book
-        self._num_samples = shards.sizes
+        self._shards, self._sizes_held, self._labels = shards, shards.sizes, labels
         self._traffic, self._faults, self._sizes, self._timeout_s = traffic, faults, sizes, timeout_s
 
     def device(self, client: int) -> DeviceProfile:
@@ -80,6 +83,7 @@ class JourneyPlanner:
         """The journey of a task, when its computing ends, and why it comes to nothing by then, if it does."""
         client = given.client
         weights, bytes_down = self._traffic.sent_down(given.weights, version=given.round_index, names=given.sent)
+        bytes_down = bytes_down if given.sent_bytes is None else given.sent_bytes
         task = replace(given, weights=weights)
         journey = Journey(
             task=task,
@@ -112,7 +116,7 @@ class JourneyPlanner:
     def _refusal(self, journey: Journey) -> Failure | None:
         """Why a task does not even begin."""
         task, budget_bytes = journey.task, journey.promised_bytes
-        num_samples = int(self._num_samples[task.client])
+        num_samples = self._num_samples(task)
         if task.kind == "query":
             return None
         if task.kind == "evaluate":
@@ -136,10 +140,17 @@ class JourneyPlanner:
             return failure_of(task, "no_data", f"{num_samples} samples make no batch of {task.work.batch_size}")
         return None
 
+    def _num_samples(self, task: ClientTask) -> int:
+        """Of the client, those that take part."""
+        if task.classes is None or self._labels is None:
+            return int(self._sizes_held[task.client])
+        return len(of_classes(self._shards[task.client], self._labels, task.classes))
+
     def _walked(self, journey: Journey) -> Walk:
         task, client = journey.task, journey.task.client
         device, speed_factor = self.device(client).name, self._budgets.speed_factor(client)
-        num_samples = int(self._num_samples[client])
+        speed_factor *= self._fleet.slowdown(client, task.seed)
+        num_samples = self._num_samples(task)
         if task.kind == "query":
             return Walk(legs=(), seconds=0.0)
         if task.kind == "evaluate":
@@ -191,7 +202,7 @@ class JourneyPlanner:
         if task.kind != "train":
             return 0
         names = self._book.shelf(task.submodel).trained if task.submodel else task.weights
-        return self._traffic.expected_bytes({name: task.weights[name] for name in names})[1]
+        return self._traffic.expected_bytes({n: task.weights[n] for n in names}, version=task.round_index)[1]
 
     def lost_bytes(self, journey: Journey, at_s: float) -> int:
         """What has been sent by `at_s` of an upload that is to be lost on the way."""

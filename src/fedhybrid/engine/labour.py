@@ -8,7 +8,7 @@ from typing import Protocol, final
 
 import torch
 
-from fedhybrid.engine.runtime import Ask, Stretch, Workbench
+from fedhybrid.engine.runtime import Ask, Stretch, Workbench, of_classes
 from fedhybrid.engine.traffic import Delivery, Traffic
 from fedhybrid.engine.walk import Leg
 from fedhybrid.planner import Plan
@@ -95,7 +95,7 @@ def do_job(
         ask: Takes questions to the server, where it is elsewhere.
     """
     if job.task.kind == "evaluate":
-        return Delivery(update=_evaluated(job, bench))
+        return Delivery(update=_evaluated(job, method, bench))
     attendant = attend(job.task) if attend is not None else None
     talk = Talk(ask or (attendant.answer if attendant else None))
     stretches = [
@@ -130,14 +130,17 @@ class Talk:
         return answer
 
 
-def _evaluated(job: Job, bench: Workbench) -> Update:
+def _evaluated(job: Job, method: Method, bench: Workbench) -> Update:
     """The model on the client's own data; nothing is learnt, and no more than a batch is held at once."""
-    task, samples = job.task, len(job.shard)
-    bench.evaluator.load(task.weights)
+    task, shard = job.task, of_classes(job.shard, bench.split.labels, job.task.classes)
+    samples = len(shard)
+    weights = method.personal(bench.model, task.weights, job.state) if method.is_personal else task.weights
+    bench.evaluator.load(weights)
+    bench.evaluator.see(task.classes)
     peak_bytes = bench.sizes.peak_bytes(job.evaluation_batch)
     right = 0
     loss_sum = squared_loss_sum = 0.0
-    for chosen in torch.split(torch.from_numpy(job.shard), job.evaluation_batch):
+    for chosen in torch.split(torch.from_numpy(shard), job.evaluation_batch):
         correct, losses = bench.evaluator.answers(chosen, job.evaluation_batch)
         right += int(correct.sum())
         loss_sum += float(losses.sum())

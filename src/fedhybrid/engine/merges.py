@@ -40,6 +40,7 @@ def play_merge(
     the server asks nobody until the next window of time (`fleet.memory.window_s`) begins. It asks again then, and waits
     again at the first refusal, until an update or another failure ends the row.
     """
+    world.begin(round_index)
     desk = Dispatcher(job=job, world=world, round_index=round_index, on_task=on_task)
     if round_index == 0:
         server = prepared(job, world, server, desk)
@@ -69,9 +70,7 @@ def play_merge(
         else:
             failures += 1
     server = aggregated(job, server, buffer)
-    record = desk.close(
-        server=server, used=buffer, accuracy=world.score(server, round_index), wall_time_s=wall_time_s()
-    )
+    record = desk.close(server=server, used=buffer, score=world.score(server, round_index), wall_time_s=wall_time_s())
     return Played(server=server, policy=policy, selections=selections, record=record, clients=desk.records)
 
 

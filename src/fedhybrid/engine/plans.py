@@ -43,6 +43,7 @@ class PlanBook:
         enabled: bool,
         planning: PlanOptions,
         codec: str | None = None,
+        fallback: str | None = None,
         buckets: int = FINE_BUCKETS,
         menu: Sequence[str] = ("",),
         prepare: Callable[[str], PreparedStep] | None = None,
@@ -56,13 +57,14 @@ class PlanBook:
             enabled: See the class.
             planning: How plans are made.
             codec: Packs every eligible tensor of every client's step instead, or None.
+            fallback: Plans, for those alone who cannot hold the step as it is: a codec or a solver; see `Shelf`.
             buckets: Into how many steps of size budgets are rounded.
             menu: See the class.
             prepare: Captures a submodel's step.
         """
         self.enabled, self.menu = enabled, tuple(menu)
         self._reference, self._devices, self._folder = prepared, dict(devices), folder
-        self._planning, self._codec, self._buckets = planning, codec, buckets
+        self._planning, self._codec, self._fallback, self._buckets = planning, codec, fallback, buckets
         self._prepare = prepare or (lambda submodel: prepared)
         self._shelves: OrderedDict[str, Shelf] = OrderedDict()
         self._learnt: dict[str, Plan] = {}
@@ -96,6 +98,7 @@ class PlanBook:
                 enabled=self.enabled,
                 planning=self._planning,
                 codec=self._codec,
+                fallback=self._fallback,
                 buckets=self._buckets,
                 one_floor=len(self.menu) > 1,
             )
@@ -146,7 +149,7 @@ class PlanBook:
             shelf, own = self.shelf(submodel), budget_bytes[open_rows]
             fits = own >= np.array([shelf.least_bytes(name) for name in devices])[device[open_rows]]
             # All that a shelf looks at: the bucket, and whether the smallest plan or even the whole program fits.
-            level = fits.astype(np.int64) + (own >= shelf.keep_all_bytes)
+            level = fits.astype(np.int64) + (own >= shelf.undecided_bytes)
             kind[open_rows] = (shelf.rounded(own) * 3 + level) * len(self.menu) + number
             open_rows = open_rows[~fits]
             if not len(open_rows):  # submodels that nobody needs are not even captured

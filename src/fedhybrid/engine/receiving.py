@@ -27,7 +27,7 @@ def received(
     """
     sent = figures_of(delivery.update)
     try:
-        update = traffic.unpacked(delivery, task.weights)
+        update = traffic.unpacked(delivery, task)
     except ConfigError as error:
         return failure_of(task, "corrupt", str(error), sent)
     if spoil is not None and update.weights:

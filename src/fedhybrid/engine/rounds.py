@@ -31,7 +31,7 @@ def play_round(
     wall_time_s: Callable[[], float],
     on_task: Callable[[ClientRecord], None],
 ) -> Played:
-    """Plays round `round_index`; where no update comes back, the server stays as it is.
+    """Plays round `round_index`; where no update comes back, the server stays as it is (`Method.acts_alone`).
 
     Where the policy finds nobody, it is asked again as soon as somebody may be back online or, in the next window of
     moving budgets, may have more memory.
@@ -49,6 +49,7 @@ def play_round(
         wall_time_s: Real seconds since the run began, for the record.
         on_task: Is called as each task ends.
     """
+    world.begin(round_index)
     desk = Dispatcher(job=job, world=world, round_index=round_index, on_task=on_task)
     if round_index == 0:
         server = prepared(job, world, server, desk)
@@ -68,11 +69,14 @@ def play_round(
     tickets = desk.assign(server, cohort, draw=round_index)
     events = _waited_for(desk, tickets, wanted=wanted, version=server.version, end_s=end_s)
     updates = [event.result for event in events if isinstance(event.result, Update)]
-    server = aggregated(job, server, updates)
-    accuracy = world.score(server, round_index)
+    server = aggregated(job, server, updates, alone=job.method.acts_alone)
+    if job.method.closes and updates and world.is_tested(round_index):
+        back = sorted(update.client for update in updates)
+        server, _, _ = _staged(job, desk, server, back, stage="close", draw=round_index, end_s=None)
+    score = world.score(server, round_index)
     on_own_data(job, world, server, desk, round_index)
     policy = job.policy.observe([outcome_of(world, event, selections) for event in lost + events], policy)
-    record = desk.close(server=server, used=updates, accuracy=accuracy, wall_time_s=wall_time_s())
+    record = desk.close(server=server, used=updates, score=score, wall_time_s=wall_time_s())
     return Played(server=server, policy=policy, selections=selections + 1, record=record, clients=desk.records)
 
 
@@ -86,7 +90,7 @@ def _staged(
     draw: int,
     end_s: float | None,
 ) -> tuple[ServerState, list[int], list[TaskEvent]]:
-    """The server after a stage of a round before its training, who is still there, and the ends of all others."""
+    """The server after a stage of a round beside its training, who is still there, and the ends of all others."""
     tickets = desk.assign(server, cohort, draw=draw, phase=stage)
     events = _waited_for(desk, tickets, wanted=len(tickets), version=server.version, end_s=end_s)
     updates = [event.result for event in events if isinstance(event.result, Update)]
@@ -118,9 +122,9 @@ def _waited_for(
     return events
 
 
-def aggregated(job: Federation, server: ServerState, updates: list[Update]) -> ServerState:
-    """The server after these updates; as it was where there are none."""
-    if not updates:
+def aggregated(job: Federation, server: ServerState, updates: list[Update], *, alone: bool = False) -> ServerState:
+    """The server after these updates; as it was where there are none, unless it acts `alone` then."""
+    if not updates and not alone:
         return server
     # Sums of floats depend on their order: in rounds it shall not be that of arrival, which is only a matter of speed.
     ordered = updates if job.schedule.asynchronous else sorted(updates, key=lambda update: update.client)
@@ -145,6 +149,7 @@ def on_own_data(job: Federation, world: World, server: ServerState, desk: Dispat
     seed = derive_seed(job.seed, purpose="evaluate", round_index=round_index)
     clients = world.candidates().sample(job.evaluation.clients, np.random.default_rng(seed))
     work = LocalWork(epochs=1, batch_size=job.work.batch_size, lr=job.work.lr)
+    now, sent = world.stream(round_index), job.method.tested_names(server.weights)
     for client in clients.tolist():
         task = ClientTask(
             round_index=server.version,
@@ -154,6 +159,8 @@ def on_own_data(job: Federation, world: World, server: ServerState, desk: Dispat
             plan=None,
             seed=derive_seed(seed, purpose="evaluate", client=client),
             kind="evaluate",
+            sent=sent,
+            classes=None if now is None else now.seen,
         )
         desk.submit(task)
     while (event := world.driver.next_event()) is not None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that torch's own documentation uses
@@ -34,6 +35,7 @@ __all__ = [
     "Stretch",
     "Workbench",
     "classification_loss",
+    "of_classes",
     "one_thread",
     "steps_of",
 ]
@@ -66,6 +68,14 @@ def steps_of(work: LocalWork, num_samples: int) -> int:
         return math.ceil(work.samples / work.batch_size)
     whole, rest = divmod(num_samples, work.batch_size)
     return work.epochs * (whole + (1 if rest and work.last_batch == "wrap" else 0))
+
+
+def of_classes(shard: IntArray, labels: Tensor, classes: Sequence[int] | None) -> IntArray:
+    """The samples of these classes in their order; all of them where None."""
+    if classes is None:
+        return shard
+    chosen = torch.isin(labels[torch.from_numpy(shard)], torch.tensor(classes, dtype=labels.dtype))
+    return np.asarray(shard[chosen.numpy()], dtype=np.int64)
 
 
 @contextmanager
@@ -176,12 +186,12 @@ class Workbench:
         Args:
             method: Whose client side it is.
             task: What to do.
-            shard: The client's sample numbers.
+            shard: The client's sample numbers; those of the task's classes take part.
             stretches: The programs of its training step, one after the other; not empty.
             state: What the client's last task left.
             ask: Takes the client's questions to the server; None where the method has none.
         """
-        station = self.station(task.submodel)
+        station, shard = self.station(task.submodel), of_classes(shard, self.split.labels, task.classes)
         client = LocalClient(station=station, split=self.split, shard=shard, stretches=stretches, state=state, ask=ask)
         station.step.set_lr(task.work.lr)
         station.step.reset_codecs(task.seed)
@@ -227,6 +237,16 @@ class LocalClient:
     def state(self) -> Tensors:
         """What the client has kept since its last task."""
         return dict(self._state)
+
+    @property
+    def labels(self) -> Tensor:
+        """The label of each of its samples, by their positions."""
+        return self._split.labels[torch.from_numpy(self._shard)]
+
+    @property
+    def tensors(self) -> Tensors:
+        """The submodel itself."""
+        return self._station.tensors
 
     def load(self, weights: Tensors) -> None:
         """Sets the submodel to `weights` in place and then, as its state may copy them, the optimizer to its start."""

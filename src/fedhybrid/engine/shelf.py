@@ -20,7 +20,7 @@ from fedhybrid.errors import ConfigError, InfeasibleBudgetError
 from fedhybrid.executor import LOSS_FREE, PlanOptions, PreparedStep
 from fedhybrid.executor.tensor_times import tensor_times
 from fedhybrid.graph import exchanged_bytes
-from fedhybrid.planner import Plan
+from fedhybrid.planner import SOLVERS, Plan
 from fedhybrid.records import IntArray, TensorTimes
 
 __all__ = ["COARSE_BUCKETS", "FINE_BUCKETS", "Shelf", "bucket_bytes", "bucket_name", "submodel_of"]
@@ -66,8 +66,9 @@ class Shelf:
 
     Plans are called `<device>-<bucket>`, `<device>-keep-all` (the budget holds the whole program without a decision)
     or `<device>-smallest` (the budget holds the smallest plan, its bucket does not). With a codec for the whole model
-    there is one plan a device, `<device>-<codec>`, which packs every eligible tensor whatever the budget. Plans of a
-    submodel that has a name end in `@<name>`.
+    there is one plan a device, `<device>-<codec>`, which packs every eligible tensor whatever the budget; with a
+    fallback there is one, `<device>-<fallback>`, for budgets that do not hold the unplanned step. Plans of a submodel
+    that has a name end in `@<name>`.
 
     Attributes:
         enabled: Whether clients get plans at all; if not, everything runs the unplanned step.
@@ -86,6 +87,7 @@ class Shelf:
         enabled: bool,
         planning: PlanOptions,
         codec: str | None = None,
+        fallback: str | None = None,
         buckets: int = FINE_BUCKETS,
         one_floor: bool = False,
     ) -> None:
@@ -93,7 +95,7 @@ class Shelf:
         self._priced: dict[str, PreparedStep] = {}
         self._folder, self._infeasible_file = folder / "plans", folder / INFEASIBLE
         self._folder.mkdir(exist_ok=True)
-        self._planning, self._codec, self._buckets = planning, codec, buckets
+        self._planning, self._codec, self._fallback, self._buckets = planning, codec, fallback, buckets
         # Finding the smallest plan takes longer than any other: of many submodels, all devices get the same one.
         self._one_floor = one_floor
         # Lossy actions have a cap on their error: which floor keeps to it is not known beforehand.
@@ -120,8 +122,10 @@ class Shelf:
         """The name of the plan for this device and budget; None for the unplanned step, also where no plan fits."""
         if not self.enabled:
             return None
-        if self._codec is not None:
-            name, plan = self._whole(device)
+        if self._fallback is not None and budget_bytes >= self.needed_bytes(None):
+            return None
+        if self._codec is not None or self._fallback is not None:
+            name, plan = self._smallest(device)
             return name if budget_bytes >= plan.peak_bytes else None
         if budget_bytes >= self._keep_all_bytes:
             return self._named(device, "keep-all", self._priced[device].keep_all)[0]
@@ -136,7 +140,10 @@ class Shelf:
 
     def least_bytes(self, device: str) -> int:
         """The smallest peak that this device can run the step in."""
-        return self._smallest(device)[1].peak_bytes if self.enabled else self.needed_bytes(None)
+        if not self.enabled:
+            return self.needed_bytes(None)
+        least = self._smallest(device)[1].peak_bytes
+        return least if self._fallback is None else min(least, self.needed_bytes(None))
 
     def recall(self, name: str) -> None:
         """Makes a plan known that the run has made before a stop: a shelf begins empty, its files are there.
@@ -168,6 +175,11 @@ class Shelf:
         """Peak of the whole program without a decision."""
         return self._keep_all_bytes
 
+    @property
+    def undecided_bytes(self) -> int:
+        """The budget from which nothing is decided for the step."""
+        return self._keep_all_bytes if self._fallback is None else self.needed_bytes(None)
+
     def needed_bytes(self, plan: str | None) -> int:
         """Memory that the plan needs; for the unplanned step what PyTorch needs without plans."""
         return max(self.eager_peak_bytes, self._keep_all_bytes) if plan is None else self._known(plan).peak_bytes
@@ -194,14 +206,11 @@ class Shelf:
             self._times[device] = tensor_times(self._priced[device])
         return self._times[device]
 
-    def _whole(self, device: str) -> tuple[str, Plan]:
-        """Every eligible tensor packed with the one codec."""
-        assert self._codec is not None
-        return self._named(device, self._codec, partial(self._priced[device].packed_whole, self._codec))
-
     def _smallest(self, device: str) -> tuple[str, Plan]:
-        if self._codec is not None:
-            return self._whole(device)
+        priced, one_plan = self._priced[device], self._codec or self._fallback
+        if one_plan is not None:  # a codec packs every eligible tensor
+            solve = priced.solved_by if one_plan in SOLVERS else priced.packed_whole
+            return self._named(device, one_plan, partial(solve, one_plan))
         if not self._one_floor:
             return self._named(device, "smallest", partial(self._priced[device].smallest, actions=self._floor_actions))
         return self._named(device, "smallest", lambda: self._priced[device].repriced(self._floor))

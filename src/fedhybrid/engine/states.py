@@ -47,6 +47,11 @@ class ClientStates:
             return self._changed[client]
         return self.stored(client)
 
+    @property
+    def known(self) -> list[int]:
+        """Clients that have kept something, ascending."""
+        return sorted(self._numbers.keys() | self._changed.keys())
+
     def _read(self, client: int) -> Tensors:
         path = self._path(client)
         try:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fedhybrid.engine.dispatch import counts
 from fedhybrid.engine.fairness import fairness_of
 from fedhybrid.engine.federation import Federation
+from fedhybrid.engine.stream import average_incremental_accuracy, forgetting
 from fedhybrid.engine.world import World
 from fedhybrid.fleet import Tier
 from fedhybrid.records import COMPLETED, ClientRecord, RoundRecord, Summary
@@ -45,6 +46,7 @@ def summarise(
     """
     last = rounds[-1]
     accuracies = [record.accuracy for record in rounds if record.accuracy is not None]
+    world.evaluator.see(None)
     fairness = fairness_of(
         weights, world.evaluator, job.dataset, job.shards, world.fleet, natural=job.natural, seed=job.seed
     )
@@ -79,6 +81,8 @@ def summarise(
         worst_tenth_accuracy=fairness.worst_tenth,
         fairness_clients=fairness.clients,
         clock=world.clock,
+        average_incremental_accuracy=average_incremental_accuracy(rounds),
+        forgetting=forgetting(rounds),
     )
 
 
@@ -113,6 +117,6 @@ def budget_violations(clients: Sequence[ClientRecord]) -> int:
 
 
 def failure_counts(clients: Sequence[ClientRecord]) -> dict[str, int]:
-    """How many tasks ended in each kind of failure; tests on a client's own data are not among them."""
-    counts = Counter(record.outcome for record in clients if record.outcome != COMPLETED and record.kind != "evaluate")
-    return dict(sorted(counts.items()))
+    """How many tasks ended in each kind of failure, of those that count."""
+    found = Counter(record.outcome for record in clients if record.outcome != COMPLETED and counts(record))
+    return dict(sorted(found.items()))

@@ -24,13 +24,14 @@ from fedhybrid.engine.journey import JourneyPlanner
 from fedhybrid.engine.labour import InThisProcess, Labour
 from fedhybrid.engine.plans import COARSE_BUCKETS, FINE_BUCKETS, PlanBook
 from fedhybrid.engine.runtime import Workbench
+from fedhybrid.engine.scoring import Tested, tested
 from fedhybrid.engine.states import ClientStates
 from fedhybrid.engine.submodels import Submodels, captured_step
 from fedhybrid.engine.traffic import Traffic
 from fedhybrid.fleet import Fleet, Tier, VirtualClock
 from fedhybrid.opwork import OpWork
 from fedhybrid.protocols import Driver, ServerState
-from fedhybrid.records import ClientTask
+from fedhybrid.records import ClientTask, StreamTask
 from fedhybrid.tree import buffers_of, tensors_of
 
 __all__ = [
@@ -95,7 +96,7 @@ class World:
 
     def candidates(self) -> FleetView:
         """Who can be chosen now."""
-        return FleetView(self.costs, self.driver.now(), self.driver.busy)
+        return FleetView(self.costs, self.driver.now(), self.driver.busy | self.costs.without_samples)
 
     def promised(self, clients: Sequence[int]) -> list[int]:
         """What these clients promise now, in bytes."""
@@ -140,17 +141,27 @@ class World:
             self.driver.advance_to(self.driver.now() + after_s)
         return after_s is not None
 
-    def is_tested(self, round_index: int) -> bool:
-        """Whether the global model is tested after this round."""
-        every = self.job.evaluation.every
-        return (round_index + 1) % every == 0 or round_index + 1 == self.job.rounds
+    def stream(self, round_index: int) -> StreamTask | None:
+        """Which classes are on in this round, where they come one task after the other."""
+        return None if self.job.stream is None else self.job.stream.at(round_index)
 
-    def score(self, server: ServerState, round_index: int) -> tuple[float | None, float | None]:
-        """Accuracy and loss on the test set, None where this round is not tested."""
+    def begin(self, round_index: int) -> None:
+        """From now on it is this round: clients hold what they have of its classes."""
+        now = self.stream(round_index)
+        self.costs.show(None if now is None else now.classes)
+
+    def is_tested(self, round_index: int) -> bool:
+        """Whether the global model is tested after this round; at the end of a stream's task it always is."""
+        every, now = self.job.evaluation.every, self.stream(round_index)
+        last = round_index + 1 == self.job.rounds or (now is not None and now.ends)
+        return last or (round_index + 1) % every == 0
+
+    def score(self, server: ServerState, round_index: int) -> Tested:
+        """How good the model is; no figures where this round is not tested."""
         if not self.is_tested(round_index):
-            return None, None
-        score = self.evaluator.score(server.weights)
-        return score.accuracy, score.loss
+            now = self.stream(round_index)
+            return Tested(task=None if now is None else now.index)
+        return tested(self.job, self.evaluator, self.states, server, self.stream(round_index))
 
 
 def submodels_of(job: Federation) -> Submodels:
@@ -172,6 +183,7 @@ def book_of(job: Federation, folder: RunFolder, submodels: Submodels, buckets: i
         folder.path,
         enabled=job.plans,
         codec=job.codec,
+        fallback=job.fallback,
         planning=job.planning,
         buckets=buckets,
         menu=job.method.menu(job.model),
@@ -187,6 +199,7 @@ def traffic_of(job: Federation) -> Traffic:
         differences=job.method.differences,
         buffers=buffers_of(job.model),
         run_seed=job.seed,
+        transport=job.method.transport,
     )
 
 
@@ -242,6 +255,7 @@ def assemble(job: Federation, folder: RunFolder, state: Checkpoint, *, labour: M
         faults=job.faults,
         sizes=bench.sizes,
         timeout_s=job.schedule.timeout_s,
+        labels=job.dataset.train.labels,
     )
     driver = InProcessDriver(
         fleet=job.fleet,

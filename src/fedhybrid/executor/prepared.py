@@ -267,6 +267,10 @@ class PreparedStep:
         problem = self._problem_of(plan)
         return self.written(Solution.of(problem, plan_decisions(problem, plan)), plan.budget_bytes, plan.solver)
 
+    def solved_by(self, solver: str) -> Plan:
+        """The plan of a solver that does not look at the budget, such as "checkpoint-blocks"."""
+        return self.written(SOLVERS[solver](self.problem, 0, Effort()), None, solver)
+
     def packed_whole(self, codec: str) -> Plan:
         """The plan that packs every tensor that this lossy codec may pack, and recomputes nothing.
 

@@ -20,6 +20,7 @@ from fedhybrid.experiment.parts import (
     fleet_of,
     planning_of,
     schedule_of,
+    stream_of,
     work_of,
 )
 from fedhybrid.experiment.pretraining import Say, pretrain, pretraining_split
@@ -62,7 +63,7 @@ def build_federation(
     whole = _or_problems(lambda: _loaded(config.dataset, config.data.root, datasets=datasets), problems)
     dataset = None if whole is None else _or_problems(lambda: federated_data(config, whole), problems)
     fleet = _or_problems(lambda: fleet_of(config), problems)
-    shards, model = None, None
+    shards, model, stream = None, None, None
     if dataset is not None:
         unsaid: list[str] = []
         shards = _or_problems(lambda: dealt(config, dataset), unsaid)
@@ -70,6 +71,7 @@ def build_federation(
         model = _or_problems(
             lambda: initial_model(config, input_shape=dataset.input_shape, classes=dataset.classes), problems
         )
+        stream = _or_problems(lambda: stream_of(config, dataset.classes), problems)
     if fleet is not None:
         problems += _device_problems(fleet)
     if problems:
@@ -103,6 +105,7 @@ def build_federation(
         seed=config.seed,
         plans=method.plans if config.planner.enabled == "auto" else config.planner.enabled == "on",
         codec=None if config.planner.enabled == "off" else method.codec,
+        fallback=None if config.planner.enabled == "off" else method.fallback,
         planning=planning_of(config.planner),
         schedule=schedule_of(config),
         faults=faults_of(config),
@@ -115,6 +118,7 @@ def build_federation(
         plain=None
         if model is plain
         else Submodel(module=plain, loss_fn=classification_loss, optimizer=base_optimizer(config.train)),
+        stream=stream,
         pretrained=pretrained,
     )
 

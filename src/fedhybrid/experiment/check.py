@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -21,14 +22,14 @@ from fedhybrid.experiment.options import check_options
 from fedhybrid.experiment.overrides import apply_overrides, override_variant
 from fedhybrid.experiment.parts import check_devices, faults_of, planning_of, schedule_of
 from fedhybrid.experiment.samples import pretrain_problems
-from fedhybrid.fleet import AvailabilitySpec, MemorySpec, TraceSpec
+from fedhybrid.fleet import AvailabilitySpec, DelaySpec, MemorySpec, TraceSpec
 from fedhybrid.methods import find_method
 from fedhybrid.models import find_factory
 from fedhybrid.planner import SOLVERS
 from fedhybrid.registry import lookup
 from fedhybrid.selection import POLICIES
 
-__all__ = ["Recipe", "config_toml", "load_config", "to_table", "variants_of"]
+__all__ = ["Recipe", "config_toml", "load_config", "read_recipe", "to_table", "variants_of"]
 
 Recipe = str | Path | Mapping[str, Any]
 Overrides = Mapping[str, Any]
@@ -47,7 +48,7 @@ def load_config(recipe: Recipe, overrides: Overrides | None = None) -> RunConfig
     Raises:
         ConfigError: Every problem of the recipe and of its variants.
     """
-    raw = _overridden(_read(recipe), overrides or {})
+    raw = _overridden(read_recipe(recipe), overrides or {})
     config, problems = _checked(raw)
     for label, settings in _variant_settings(raw).items():
         if not _LABEL.fullmatch(label) or label in _RESERVED_LABELS:
@@ -89,7 +90,12 @@ def config_toml(recipe: Recipe, overrides: Overrides | None = None) -> str:
     return tomli_w.dumps(to_table(load_config(recipe, overrides)))
 
 
-def _read(recipe: Recipe) -> Mapping[str, Any]:
+def read_recipe(recipe: Recipe) -> Mapping[str, Any]:
+    """What stands in a recipe, unchecked.
+
+    Raises:
+        ConfigError: A file that cannot be read, or that is not TOML.
+    """
     if isinstance(recipe, Mapping):
         return recipe
     path = Path(recipe)
@@ -130,6 +136,7 @@ def _checked(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
         config = RunConfig.model_validate(raw)
     except ValidationError as error:
         problems += [recipe_problem(found) for found in error.errors()]
+    config = config and _with_one_budget(config)
     resolved = {name: _part_options(name, raw, problems) for name in ("method", "policy", "model")}
     problems += _name_problems(raw)
     if config is not None:
@@ -138,13 +145,20 @@ def _checked(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
         tables = (
             ("memory", MemorySpec, config.fleet.memory),
             ("availability", AvailabilitySpec, config.fleet.availability),
+            ("delays", DelaySpec, config.fleet.delays),
         )
         found = [problem for name, spec, given in tables for problem in _spec_problems(name, spec, given)]
         problems += found or _attempt(check_devices, config)
         differences = True  # where the method is not known, nothing is said of what does not suit it
         if not any(problem.startswith(("method", "unknown method")) for problem in problems):
             problems += _attempt(schedule_of, config)
-            differences = find_method(config.method)(**config.method_options).differences
+            method = find_method(config.method)(**config.method_options)
+            differences = method.differences
+            if method.transport(0) is not None and (config.traffic.up or config.traffic.down):
+                problems.append(
+                    f"traffic: method {config.method!r}, with the options that it has here, says itself what goes over "
+                    "the links; take [traffic] out of the recipe"
+                )
         problems += pretrain_problems(config)
         problems += _attempt(faults_of, config) + _attempt(traffic_of, config, differences=differences)
         if config.fleet.clients_per_round > config.data.clients:
@@ -159,6 +173,15 @@ def _checked(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
     return _with_whole_paths(config).model_copy(
         update={f"{name}_options": values for name, values in resolved.items()}
     ), problems
+
+
+def _with_one_budget(config: RunConfig) -> RunConfig:
+    """Each tier with the budget that all have, where `fleet.budget` says one; nothing else needs to know of it."""
+    fleet = config.fleet
+    if fleet.budget is None:
+        return config
+    tiers = [tier.model_copy(update={"budget": copy.deepcopy(fleet.budget)}) for tier in fleet.tiers]
+    return config.model_copy(update={"fleet": fleet.model_copy(update={"tiers": tiers})})
 
 
 def _with_whole_paths(config: RunConfig) -> RunConfig:

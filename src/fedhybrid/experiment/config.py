@@ -64,15 +64,19 @@ class FleetTable(_Table):
     """The devices. Without tiers every device is a laptop that holds the unplanned step.
 
     `memory` says that other apps come and go (`fleet.MemorySpec`), `availability` that devices do
-    (`fleet.AvailabilitySpec`); without them budgets stand still, and everybody is always online.
+    (`fleet.AvailabilitySpec`), `delays` that chance makes tasks longer (`fleet.DelaySpec`); without them budgets stand
+    still, everybody is always online, and tasks take what their devices' profiles say. `budget` takes the place of each
+    tier's own, whatever tiers there are.
     """
 
     clients_per_round: _Count = 10
     tiers: list[TierTable] = Field(
         default_factory=lambda: [TierTable(name="all", budget="100%", device="laptop")], min_length=1
     )
+    budget: str | int | dict[str, Any] | None = None
     memory: _Options | None = None
     availability: _Options | None = None
+    delays: _Options | None = None
 
 
 class TrainTable(_Table):
@@ -214,10 +218,38 @@ class EvaluationTable(_Table):
     clients: Annotated[int, Field(ge=0)] = 0
 
 
+class StreamTable(_Table):
+    """Classes that come one task after the other, each for so many rounds; `seed` draws their order (the run's own)."""
+
+    tasks: Annotated[int, Field(ge=2)] = 5
+    rounds_each: _Count = 5
+    seed: int | None = None
+
+
 class CompareTable(_Table):
-    """Variants of one recipe that run side by side: label -> settings that replace the recipe's."""
+    """Variants of one recipe that run side by side: label -> settings that replace the recipe's.
+
+    The rest is for `fedhybrid compare`: `grid` says in which settings cells differ (`experiment.cells`), `targets` the
+    accuracies whose times are told, `reference` the variant with which the others are compared, `oracle` one
+    without limits, which gets no place among the others.
+    """
 
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    grid: _Options | None = None
+    targets: list[_Ratio] | None = None
+    reference: str | None = None
+    oracle: str | None = None
+
+    @model_validator(mode="after")
+    def _names_are_variants(self) -> CompareTable:
+        for where, name in (("reference", self.reference), ("oracle", self.oracle)):
+            if name is not None and name not in self.variants:
+                raise ValueError(f"{where} must name one of the variants ({', '.join(self.variants)}), got {name!r}")
+        if self.oracle is not None and self.oracle == self.reference:
+            raise ValueError(
+                f"oracle and reference must be two variants, both are {self.oracle!r}; name another reference"
+            )
+        return self
 
 
 class RunConfig(_Table):
@@ -241,6 +273,7 @@ class RunConfig(_Table):
     failures: FailuresTable = Field(default_factory=FailuresTable)
     traffic: TrafficTable = Field(default_factory=TrafficTable)
     evaluation: EvaluationTable = Field(default_factory=EvaluationTable)
+    stream: StreamTable | None = None
     workers: _Count = 1
     checkpoint_every: _Count | None = None
     compare: CompareTable = Field(default_factory=CompareTable)

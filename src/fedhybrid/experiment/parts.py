@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedhybrid.engine import Evaluation, Faults, Schedule, read_incidents
+from fedhybrid.engine import Evaluation, Faults, Schedule, Stream, read_incidents
 from fedhybrid.errors import ConfigError
 from fedhybrid.executor import PlanOptions
 from fedhybrid.experiment.config import PlannerTable, RunConfig
-from fedhybrid.fleet import AvailabilitySpec, Fleet, MemorySpec, TierSpec, TraceSpec, check_fleet, make_fleet
+from fedhybrid.fleet import AvailabilitySpec, DelaySpec, Fleet, MemorySpec, TierSpec, TraceSpec, check_fleet, make_fleet
 from fedhybrid.methods import METHODS, find_method
 from fedhybrid.records import LocalWork
 
@@ -22,6 +22,7 @@ __all__ = [
     "input_files",
     "planning_of",
     "schedule_of",
+    "stream_of",
     "work_of",
 ]
 
@@ -126,32 +127,54 @@ def evaluation_of(config: RunConfig) -> Evaluation:
     return Evaluation(every=config.evaluation.every, clients=config.evaluation.clients)
 
 
+def stream_of(config: RunConfig, classes: int) -> Stream | None:
+    """Which of the data set's classes are on when; None where all always are.
+
+    Raises:
+        ConfigError: More tasks than classes, or too few rounds for all tasks.
+    """
+    table = config.stream
+    if table is None:
+        return None
+    needed = (table.tasks - 1) * table.rounds_each + 1
+    if config.rounds < needed:
+        raise ConfigError(
+            f"stream: {table.tasks} tasks of {table.rounds_each} rounds need rounds to be at least {needed}, got "
+            f"{config.rounds}; the last tasks would never come"
+        )
+    seed = config.seed if table.seed is None else table.seed
+    return Stream.drawn(classes=classes, tasks=table.tasks, rounds_each=table.rounds_each, seed=seed)
+
+
 def check_devices(config: RunConfig) -> None:
     """As `fleet_of`, but nothing is made.
 
     Raises:
         ConfigError: As `fleet_of`.
     """
-    tiers, memory, availability = _fleet_specs(config)
-    check_fleet(tiers, config.data.clients, memory=memory, availability=availability)
+    tiers, memory, availability, delays = _fleet_specs(config)
+    check_fleet(tiers, config.data.clients, memory=memory, availability=availability, delays=delays)
 
 
 def fleet_of(config: RunConfig) -> Fleet:
     """The devices.
 
     Raises:
-        ConfigError: Everything that is wrong with tiers, memory and availability.
+        ConfigError: Everything that is wrong with tiers, memory, availability and delays.
     """
-    tiers, memory, availability = _fleet_specs(config)
-    return make_fleet(tiers, config.data.clients, config.seed, memory=memory, availability=availability)
+    tiers, memory, availability, delays = _fleet_specs(config)
+    return make_fleet(tiers, config.data.clients, config.seed, memory=memory, availability=availability, delays=delays)
 
 
-def _fleet_specs(config: RunConfig) -> tuple[list[TierSpec], MemorySpec | None, AvailabilitySpec | None]:
+def _fleet_specs(
+    config: RunConfig,
+) -> tuple[list[TierSpec], MemorySpec | None, AvailabilitySpec | None, DelaySpec | None]:
     fleet = config.fleet
     return (
         [TierSpec(**tier.model_dump()) for tier in fleet.tiers],
         None if fleet.memory is None else _memory_spec(fleet.memory),
         None if fleet.availability is None else AvailabilitySpec(**fleet.availability),
+        None if fleet.delays is None else DelaySpec(**fleet.delays),
     )
 
 

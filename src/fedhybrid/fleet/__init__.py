@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedhybrid.fleet.availability import AlwaysOnline, Availability, DutyCycle, RandomSlots
 from fedhybrid.fleet.budgets import BudgetDistribution, ChoiceBudget, SpreadBudget
 from fedhybrid.fleet.clock import VirtualClock
+from fedhybrid.fleet.delays import Delays, DelaySpec, arrival_probability, make_delays
 from fedhybrid.fleet.fleet import Fleet
 from fedhybrid.fleet.intervals import OnlineIntervals, load_intervals
 from fedhybrid.fleet.making import check_fleet, make_fleet
@@ -33,6 +34,8 @@ __all__ = [
     "AvailabilitySpec",
     "BudgetDistribution",
     "ChoiceBudget",
+    "DelaySpec",
+    "Delays",
     "DutyCycle",
     "FixedFraction",
     "Fleet",
@@ -53,12 +56,14 @@ __all__ = [
     "TierSpec",
     "TraceSpec",
     "VirtualClock",
+    "arrival_probability",
     "check_fleet",
     "equal_fraction",
     "free_clients",
     "load_intervals",
     "load_traces",
     "make_availability",
+    "make_delays",
     "make_fleet",
     "make_predictor",
     "make_traces",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhybrid.fleet.availability import AlwaysOnline, Availability, BoolArray
+from fedhybrid.fleet.delays import Delays
 from fedhybrid.fleet.memory import FleetMemory
 from fedhybrid.fleet.tiers import Tier
 from fedhybrid.records import FloatArray, IntArray
@@ -30,6 +31,7 @@ class Fleet:
         slowness: Each client's factor on seconds; None where all are 1.
         availability: Who is online when.
         memory: What other apps leave of budgets; None where budgets do not change.
+        delays: What chance adds to the seconds of tasks, by tier.
     """
 
     tier: NDArray[np.int16]
@@ -38,6 +40,7 @@ class Fleet:
     slowness: NDArray[np.float32] | None = None
     availability: Availability = field(default_factory=AlwaysOnline)
     memory: FleetMemory | None = None
+    delays: Delays = field(default_factory=Delays)
 
     def __len__(self) -> int:
         return len(self.tier)
@@ -70,6 +73,14 @@ class Fleet:
         if self.slowness is None:
             return np.ones(len(clients))
         return self.slowness[clients].astype(np.float64)
+
+    def slowdown(self, client: int, seed: int) -> float:
+        """What chance multiplies the computing of a client's task by, at least 1; the task's seed decides."""
+        return self.delays.slowdown(int(self.tier[client]), seed)
+
+    def carried_bytes(self, client: int, seed: int, num_bytes: int) -> int:
+        """What a client's uplink carries until so many bytes have arrived; the task's seed decides."""
+        return self.delays.carried_bytes(int(self.tier[client]), seed, num_bytes)
 
     def available(self, clients: IntArray, now_s: float) -> BoolArray:
         """Whether each of some clients is online at `now_s`."""

@@ -13,6 +13,7 @@ from fedhybrid.devices import DeviceProfile
 from fedhybrid.errors import ConfigError
 from fedhybrid.fleet.availability import Availability
 from fedhybrid.fleet.budgets import BudgetDistribution
+from fedhybrid.fleet.delays import Delays, DelaySpec, make_delays
 from fedhybrid.fleet.fleet import Fleet
 from fedhybrid.fleet.memory import CheckedMemory, MemorySpec, check_memory, make_memory
 from fedhybrid.fleet.online import AvailabilitySpec, make_availability
@@ -32,6 +33,7 @@ class _Checked:
     tiers: list[tuple[Budget | BudgetDistribution, DeviceProfile]]
     memory: CheckedMemory | None
     availability: Availability
+    delays: Delays
 
 
 def check_fleet(
@@ -40,13 +42,14 @@ def check_fleet(
     *,
     memory: MemorySpec | None = None,
     availability: AvailabilitySpec | None = None,
+    delays: DelaySpec | None = None,
 ) -> None:
     """Raises what `make_fleet` would raise, without making anything; it does read the files.
 
     Raises:
         ConfigError: As `make_fleet`.
     """
-    _checked(tiers, clients, 0, memory, availability)
+    _checked(tiers, clients, 0, memory=memory, availability=availability, delays=delays)
 
 
 def make_fleet(
@@ -56,6 +59,7 @@ def make_fleet(
     *,
     memory: MemorySpec | None = None,
     availability: AvailabilitySpec | None = None,
+    delays: DelaySpec | None = None,
 ) -> Fleet:
     """Deals `clients` clients to the tiers.
 
@@ -68,12 +72,13 @@ def make_fleet(
         seed: The run's.
         memory: How free memory changes; budgets stand still without it.
         availability: When clients are online; always without it.
+        delays: What chance adds to the seconds of tasks; nothing without it.
 
     Raises:
-        ConfigError: No clients or tiers, a name twice, a share, budget or device that is not one, options of `memory`
-            and `availability`, what is wrong in their files; all at once.
+        ConfigError: No clients or tiers, a name twice, a share, budget or device that is not one, options of `memory`,
+            `availability` and `delays`, what is wrong in their files; all at once.
     """
-    checked = _checked(tiers, clients, seed, memory, availability)
+    checked = _checked(tiers, clients, seed, memory=memory, availability=availability, delays=delays)
     counts = shared_out([spec.share for spec in tiers], clients)
     tier = np.repeat(np.arange(len(tiers), dtype=np.int16), counts)
     np.random.default_rng(derive_seed(seed, purpose="fleet")).shuffle(tier)
@@ -90,6 +95,7 @@ def make_fleet(
         memory=make_memory(checked.memory, tier, [each.device.memory_bytes for each in made], seed)
         if checked.memory is not None
         else None,
+        delays=checked.delays,
     )
 
 
@@ -97,8 +103,10 @@ def _checked(
     tiers: Sequence[TierSpec],
     clients: int,
     seed: int,
+    *,
     memory: MemorySpec | None,
     availability: AvailabilitySpec | None,
+    delays: DelaySpec | None,
 ) -> _Checked:
     """All parts, or all problems."""
     problems = [] if clients >= 1 else [f"data.clients must be at least 1, got {clients}"]
@@ -113,6 +121,7 @@ def _checked(
     parsed: list[tuple[Budget | BudgetDistribution, DeviceProfile]] = []
     free: CheckedMemory | None = None
     online: Availability | None = None
+    late = Delays()
     for spec in tiers:
         with _collecting(problems):
             parsed.append(parse_tier(spec))
@@ -120,9 +129,11 @@ def _checked(
         free = None if memory is None else check_memory(memory, max(clients, 1))
     with _collecting(problems):
         online = make_availability(availability or AvailabilitySpec(), seed)
+    with _collecting(problems):
+        late = late if delays is None else make_delays(delays, names)
     if problems or online is None:
         raise ConfigError(problems)
-    return _Checked(tiers=parsed, memory=free, availability=online)
+    return _Checked(tiers=parsed, memory=free, availability=online, delays=late)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from fedhybrid.methods.local import train_locally
-from fedhybrid.protocols import Attendant, ClientRuntime, Optimizer, RoundPlan, ServerState, Submodel
+from fedhybrid.protocols import Attendant, ClientRuntime, Optimizer, RoundPlan, ServerState, Submodel, Transport
 from fedhybrid.records import ClientTask, Update
 from fedhybrid.seeds import derive_seed
 from fedhybrid.tree import Tensors, detached_copy
@@ -83,6 +83,11 @@ class AbstractFederated(ABC):
         return None
 
     @property
+    def fallback(self) -> str | None:
+        """None: a client's plan follows from its budget."""
+        return None
+
+    @property
     def differences(self) -> bool:
         """Clients send whole models."""
         return False
@@ -96,6 +101,33 @@ class AbstractFederated(ABC):
     def stages(self) -> tuple[str, ...]:
         """Nothing but training."""
         return ("train",)
+
+    @property
+    def closes(self) -> bool:
+        """False: the model is tested as it comes from training."""
+        return False
+
+    @property
+    def acts_alone(self) -> bool:
+        """False: without updates the server stays as it is."""
+        return False
+
+    def transport(self, version: int) -> Transport | None:
+        """None: tensors go through what the recipe says."""
+        return None
+
+    @property
+    def is_personal(self) -> bool:
+        """False: everybody answers with the global model."""
+        return False
+
+    def tested_names(self, weights: Tensors) -> tuple[str, ...] | None:
+        """None: a client that tests the global model receives all of it."""
+        return None
+
+    def personal(self, model: nn.Module, weights: Tensors, state: Tensors) -> Tensors:
+        """The global model."""
+        return weights
 
     def adapt(self, model: nn.Module, sample: Tensor) -> nn.Module:
         """The recipe's model as it is."""

@@ -8,7 +8,7 @@ from fedhybrid.protocols.choosing import CandidateView, Policy, PolicyState
 from fedhybrid.protocols.driving import Driver
 from fedhybrid.protocols.optimizing import Optimizer
 from fedhybrid.protocols.submodels import Costs, Quote, Submodel
-from fedhybrid.protocols.training import Attendant, ClientRuntime, Method, RoundPlan, ServerState
+from fedhybrid.protocols.training import Attendant, ClientRuntime, Method, RoundPlan, ServerState, Transport
 
 __all__ = [
     "Attendant",
@@ -24,4 +24,5 @@ __all__ = [
     "RoundPlan",
     "ServerState",
     "Submodel",
+    "Transport",
 ]

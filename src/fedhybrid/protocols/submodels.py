@@ -21,8 +21,8 @@ class Submodel:
 
     Attributes:
         module: In training mode. Parameters with `requires_grad=False` are frozen: they get no gradient and have no
-            optimizer state, and what only they would need is neither computed nor kept. Its values mean nothing: a
-            task's weights are loaded first.
+            optimizer state, and what only they would need is neither computed nor kept. Where all are, the step is a
+            forward pass and its loss. Its values mean nothing: a task's weights are loaded first.
         loss_fn: `(output, y) -> (scalar, aux)`; `aux` is what `ClientRuntime.step` returns beside the loss: the loss of
             each sample, unless the method reads it otherwise.
         optimizer: Updates the parameters that are not frozen.
@@ -31,6 +31,11 @@ class Submodel:
     module: nn.Module
     loss_fn: Callable[..., Any]
     optimizer: Optimizer
+
+    @property
+    def forward_only(self) -> bool:
+        """Whether nothing is trained: no gradient, no optimizer state."""
+        return not any(parameter.requires_grad for parameter in self.module.parameters())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +89,27 @@ class Costs(Protocol):
 
     def link_s(self, client: int, *, bytes_up: int = 0, bytes_down: int = 0) -> float:
         """Seconds that so many bytes take on the client's link."""
+        ...
+
+    @property
+    def deadline_s(self) -> float | None:
+        """Seconds from a round's beginning after which nobody is waited for (`[schedule]`); None: everybody is."""
+        ...
+
+    def arrival_probability(
+        self, client: int, *, steps: int, within_s: float, bytes_up: int, bytes_down: int = 0, submodel: str = ""
+    ) -> float:
+        """Probability that the client is back in time from a task that begins now; see `[fleet.delays]`.
+
+        Args:
+            client: Who would do it.
+            steps: Training steps, by the plan that the client's present promise takes; while memory moves, they may
+                take longer.
+            within_s: Seconds from the task's beginning.
+            bytes_up: Of the upload.
+            bytes_down: Of the download.
+            submodel: Whose step.
+        """
         ...
 
     def step_seconds(self, submodel: str = "") -> tuple[float, ...]:

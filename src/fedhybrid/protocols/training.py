@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from fedhybrid.protocols.optimizing import Optimizer
 from fedhybrid.protocols.submodels import Costs, Submodel
-from fedhybrid.records import ClientTask, LocalWork, Update
+from fedhybrid.records import ClientTask, LocalWork, StreamTask, Update
 from fedhybrid.tree import Tensors
 
-__all__ = ["Attendant", "ClientRuntime", "Method", "RoundPlan", "ServerState"]
+__all__ = ["Attendant", "ClientRuntime", "Method", "RoundPlan", "ServerState", "Transport"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,8 @@ class RoundPlan:
             asynchronous runs, where a client may be asked twice in one version, the number of the request.
         costs: Answers what clients hold, what their links take, what any submodel's step would cost them.
         submodels: For each client the first of the method's `menu` that fits, or the last of all; `plans` are theirs.
-        phase: "train", or the one of the method's `preparations` or `stages` that is due.
+        phase: "train", "close", or the one of the method's `preparations` or `stages` that is due.
+        stream: Which classes are on, where they come one task after the other.
     """
 
     round_index: int
@@ -61,6 +62,20 @@ class RoundPlan:
     costs: Costs
     submodels: Mapping[int, str] = field(default_factory=dict)
     phase: str = "train"
+    stream: StreamTask | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transport:
+    """What tensors go through on the links, each direction a chain of tables as in a recipe's `[traffic]`.
+
+    Attributes:
+        down: For models on their way to clients; without tables they travel as they are.
+        up: For updates on their way to the server, likewise.
+    """
+
+    down: tuple[Mapping[str, Any], ...] = ()
+    up: tuple[Mapping[str, Any], ...] = ()
 
 
 class ClientRuntime(Protocol):
@@ -79,6 +94,19 @@ class ClientRuntime(Protocol):
     @property
     def state(self) -> Tensors:
         """What the client has kept since its last task; an update's `state` replaces it. Empty at first."""
+        ...
+
+    @property
+    def labels(self) -> Tensor:
+        """The label of each of its samples, by their positions, int64 (num_samples,)."""
+        ...
+
+    @property
+    def tensors(self) -> Tensors:
+        """The task's submodel itself, parameters and buffers: what is written into them is what the next step sees.
+
+        Optimizers whose state copies parameters (`load` makes it anew) do not see it.
+        """
         ...
 
     def load(self, weights: Tensors) -> None:
@@ -160,6 +188,14 @@ class Method(Protocol):
         ...
 
     @property
+    def fallback(self) -> str | None:
+        """What those do who cannot hold the step as it is, where that is the method; all others run it as it is.
+
+        A lossy codec, which packs every eligible tensor, or a solver, whose plan is then the same for every budget.
+        """
+        ...
+
+    @property
     def asynchronous(self) -> bool:
         """Whether `aggregate` knows what to do with few updates of different staleness."""
         ...
@@ -182,6 +218,49 @@ class Method(Protocol):
         """Kinds of tasks that a round's cohort does one after the other, the last of which is "train".
 
         Each ends when all are back, and with an `aggregate` of those updates; who fails in one has no part in the next.
+        """
+        ...
+
+    @property
+    def closes(self) -> bool:
+        """Whether those who came back from a round's training do a task of kind "close" before the model is tested.
+
+        It ends, as a stage does, with an `aggregate`; in rounds after which nothing is tested there is none.
+        """
+        ...
+
+    @property
+    def acts_alone(self) -> bool:
+        """Whether `aggregate` has something to do at the end of a round from which no update came."""
+        ...
+
+    def transport(self, version: int) -> Transport | None:
+        """What goes over the links for tasks given out at this version of the server; None: what the recipe says.
+
+        Both sides ask it, so it depends on the method's options and the version alone. A method that says something
+        says it for every version, and its recipe has no `[traffic]`.
+        """
+        ...
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether clients answer with models of their own (`personal`), which are tested in the global one's place."""
+        ...
+
+    def tested_names(self, weights: Tensors) -> tuple[str, ...] | None:
+        """Names in the global model that travel to a client that tests it on its own data; None: all of them.
+
+        The others mean nothing at the server, or clients make them themselves (`personal`).
+        """
+        ...
+
+    def personal(self, model: nn.Module, weights: Tensors, state: Tensors) -> Tensors:
+        """What a client answers with: all tensors of the global model, some of them its own.
+
+        Args:
+            model: The adapted model, whose values mean nothing; not to be changed.
+            weights: The global model.
+            state: What the client has kept.
         """
         ...
 
@@ -242,6 +321,7 @@ class Method(Protocol):
 
         Args:
             server: Before it.
-            updates: Not empty; in order of client number in synchronous rounds, else of arrival.
+            updates: In order of client number in synchronous rounds, else of arrival; not empty, but at the end of a
+                synchronous round of a method that acts alone.
         """
         ...

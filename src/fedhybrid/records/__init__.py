@@ -20,10 +20,12 @@ from fedhybrid.records.exchange import (
     TensorTimes,
     Update,
 )
-from fedhybrid.records.files import append_jsonl, as_json, from_json, read_jsonl, read_record
+from fedhybrid.records.files import COMPARISON, append_jsonl, as_json, from_json, read_jsonl, read_record
 from fedhybrid.records.stored import ClientRecord, RoundRecord, Summary
+from fedhybrid.records.streams import StreamTask
 
 __all__ = [
+    "COMPARISON",
     "COMPLETED",
     "Candidates",
     "ClientRecord",
@@ -34,6 +36,7 @@ __all__ = [
     "LocalWork",
     "Outcome",
     "RoundRecord",
+    "StreamTask",
     "Summary",
     "TaskCost",
     "TaskEvent",

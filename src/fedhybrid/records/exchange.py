@@ -103,10 +103,13 @@ class ClientTask:
         plan: Names a plan of the run's plan book; None means the unplanned step.
         seed: Everything that is random in the task derives from it.
         kind: "train", "evaluate" (the model on the client's data, nothing learnt), "query" (what the client is and
-            has), or one of the method's own `preparations`.
+            has), "close" (`Method.closes`), or one of the method's own `preparations` and `stages`.
         options: The method's own; JSON.
         submodel: Names what of the model is trained (`Method.submodel`); "" is the whole.
         sent: Names in `weights` that travel to the client; None: all. The others it has from earlier tasks.
+        sent_bytes: What the download takes on the link, where the client makes a part of `weights` from what it has;
+            None: what those names take.
+        classes: Only the client's samples of these classes take part; None: all. The engine fills it in (`[stream]`).
     """
 
     round_index: int
@@ -119,6 +122,8 @@ class ClientTask:
     options: Mapping[str, Any] = field(default_factory=dict)
     submodel: str = ""
     sent: tuple[str, ...] | None = None
+    sent_bytes: int | None = None
+    classes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,9 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from fedhybrid.errors import ConfigError
 from fedhybrid.records.stored import ClientRecord, RoundRecord, Summary
 
-__all__ = ["append_jsonl", "as_json", "from_json", "read_jsonl", "read_record"]
+__all__ = ["COMPARISON", "append_jsonl", "as_json", "from_json", "read_jsonl", "read_record"]
+
+COMPARISON = "comparison.json"  # what a comparison fixes, in its folder
 
 R = TypeVar("R")
 

@@ -31,6 +31,9 @@ class RoundRecord:
         energy_j: Joules of all devices above idle; None where a profile has no figures.
         violations: Steps during which a device had less memory left than the running program needs.
         client_accuracy: Mean over the clients that tested the model on their own data; None where none did.
+        task: Of a class-incremental stream: which is on, from 0; `accuracy` and `loss` are then of the classes that
+            have come so far.
+        task_accuracies: On each task's classes so far; None without a stream, or where this round was not tested.
     """
 
     round: int
@@ -49,6 +52,8 @@ class RoundRecord:
     energy_j: float | None = None
     violations: int = 0
     client_accuracy: float | None = None
+    task: int | None = None
+    task_accuracies: list[float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +125,9 @@ class Summary:
     means over clients of the final model's accuracy on data like each client's own; `fairness_clients` says over how
     many. `budget_violations` counts tasks whose measured peak exceeds what the client promised, `violations` steps
     during which a device had less memory left than the running program needs. `clock` says whether seconds are
-    "virtual", of simulated devices, or "real", of a deployment.
+    "virtual", of simulated devices, or "real", of a deployment. Of a class-incremental stream,
+    `average_incremental_accuracy` is the mean over the tasks of the accuracy on all classes so far at the task's end,
+    and `forgetting` what the tasks before the last have lost, on average, since each was known best.
     """
 
     method: str
@@ -151,3 +158,5 @@ class Summary:
     worst_tenth_accuracy: float | None = None
     fairness_clients: int = 0
     clock: str = "virtual"
+    average_incremental_accuracy: float | None = None
+    forgetting: float | None = None

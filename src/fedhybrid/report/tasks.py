@@ -44,8 +44,8 @@ def words(outcome: str) -> str:
 
 
 def training_tasks(run: RunRecords) -> list[ClientRecord]:
-    """All tasks but those that only test the model on a client's data."""
-    return [task for task in run.clients if task.kind != "evaluate"]
+    """All tasks but those that test the model on a client's data, or are asked for so that it can be tested."""
+    return [task for task in run.clients if task.kind not in ("evaluate", "close")]
 
 
 def measured_tasks(run: RunRecords) -> list[ClientRecord]:

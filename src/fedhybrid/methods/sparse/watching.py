@@ -76,6 +76,16 @@ class WatchedClient:
         """Peak of one real step."""
         return self._client.measured_peak_bytes
 
+    @property
+    def labels(self) -> Tensor:
+        """Of all its samples."""
+        return self._client.labels
+
+    @property
+    def tensors(self) -> Tensors:
+        """The submodel itself."""
+        return self._client.tensors
+
     def load(self, weights: Tensors) -> None:
         """Sets the submodel."""
         self._client.load(weights)

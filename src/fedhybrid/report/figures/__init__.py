@@ -15,6 +15,7 @@ from fedhybrid.report.figures import (
     participation,
     peaks,
     staleness,
+    stream,
     tasks,
     timeline,
 )
@@ -39,6 +40,7 @@ class Drawing(NamedTuple):
 
 FIGURES: dict[str, Drawing] = {
     "accuracy": Drawing("Accuracy over time", accuracy.draw, accuracy.caption, "a round that was tested"),
+    "stream": Drawing("What was learnt task by task, and forgotten", stream.draw, stream.caption),
     "peaks": Drawing(
         "Budget, planned and measured peak of every device", peaks.draw, peaks.caption, "a task given to a device"
     ),

@@ -45,6 +45,8 @@ def summary_table(runs: Runs) -> Table:
         row("Schedule", schedule_of)
     row("Final test accuracy", lambda run: or_none(final_accuracy(run), percent) + _so_far(run))
     row("Best test accuracy", lambda run: or_none(_best_accuracy(run), percent))
+    row_of_summary("Average incremental accuracy", lambda s: or_none(s.average_incremental_accuracy, percent))
+    row_of_summary("Forgetting", lambda s: or_none(s.forgetting, percent))
     row_of_summary("Accuracy for the worst tenth of devices", lambda s: or_none(s.worst_tenth_accuracy, percent))
     row("Accuracy when devices last tested it themselves", lambda run: or_none(_on_devices(run), percent))
     row("Rounds or aggregations" if overlapping else "Rounds", lambda run: f"{len(run.rounds):,}{_so_far(run)}")

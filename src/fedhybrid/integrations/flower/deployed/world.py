@@ -21,7 +21,7 @@ from fedhybrid.engine.states import ClientStates
 from fedhybrid.engine.traffic import Traffic
 from fedhybrid.engine.world import book_of, costs_of, submodels_of, traffic_of
 from fedhybrid.errors import ConfigError
-from fedhybrid.fleet import Fleet, Tier
+from fedhybrid.fleet import Delays, Fleet, Tier
 from fedhybrid.integrations.flower.brief import brief_of_run
 from fedhybrid.integrations.flower.deployed.driver import DeployedDriver
 from fedhybrid.integrations.flower.deployed.nodes import Roll
@@ -209,10 +209,12 @@ def deployed(
     """
 
     def assemble(job: Federation, folder: RunFolder, state: Checkpoint) -> World:
-        if job.faults or job.fleet.memory is not None:
+        if job.stream is not None:
+            raise ConfigError("a [stream] needs clients whose classes the server knows; take it out of a deployment")
+        if job.faults or job.fleet.memory is not None or job.fleet.delays != Delays():
             raise ConfigError(
-                "failures and fleet.memory simulate what real devices do by themselves; take both tables out of the "
-                "recipe of a deployment"
+                "failures, fleet.memory and fleet.delays simulate what real devices do by themselves; take these "
+                "tables out of the recipe of a deployment"
             )
         if job.method.preparations and nodes < len(job.shards):
             on_news("preparations are done by the nodes that are there at the beginning; others come too late for them")

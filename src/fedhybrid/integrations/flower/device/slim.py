@@ -85,6 +85,7 @@ class SlimDevice:
             differences=self._method.differences,
             buffers=buffers_of(model),
             run_seed=config.seed,
+            transport=self._method.transport,
         )
         self._busy = False
         self.first_step_at_s: float | None = None
@@ -130,8 +131,6 @@ class SlimDevice:
         problems = []
         if weights and (task.submodel or not self._foreign):
             problems += [f"the task's model has no tensor {name!r}" for name in own if name not in weights]
-            if not task.submodel:
-                problems += [f"the task's model has a tensor {name!r}" for name in weights if name not in own]
         found = {name: (tuple(t.shape), t.dtype) for name, t in weights.items() if name in own}
         problems += [
             f"the task's tensor {name!r} is {layout[1]} {list(layout[0])}, here it is {own[name].dtype} "
