@@ -21,6 +21,7 @@ from fedhybrid.selection import POLICIES
 GATES: dict[str, Callable[[Candidates], np.ndarray]] = {
     "exclusion": lambda c: c.budget_bytes >= c.unplanned_bytes,
     "fedhybrid": lambda c: (c.budget_bytes >= c.smallest_bytes) & np.isfinite(c.step_s),
+    "first-come": lambda c: np.isfinite(c.round_s),
     "oort": lambda c: c.budget_bytes >= c.unplanned_bytes,
     "planned-utility": lambda c: np.isfinite(c.round_s),
     "power-of-choice": lambda c: c.num_samples > 0,
@@ -33,6 +34,7 @@ GATES: dict[str, Callable[[Candidates], np.ndarray]] = {
 COLUMNS: dict[str, set[str]] = {
     "exclusion": {"client", "budget_bytes"},
     "fedhybrid": {"client", "budget_bytes", "step_s", "kernel_s"},
+    "first-come": {"client", "round_s"},
     "oort": {"client", "budget_bytes", "round_s"},
     "planned-utility": {"client", "tier", "round_s", "num_samples"},
     "power-of-choice": {"client", "num_samples"},

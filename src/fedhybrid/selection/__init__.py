@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedhybrid.protocols import Policy
 from fedhybrid.selection.exclusion import Exclusion
 from fedhybrid.selection.fedhybrid import FedHybridSelection
+from fedhybrid.selection.first_come import FirstCome
 from fedhybrid.selection.oort import Oort
 from fedhybrid.selection.planned_utility import PlannedUtility
 from fedhybrid.selection.power_of_choice import PowerOfChoice
@@ -16,6 +17,7 @@ __all__ = [
     "POLICIES",
     "Exclusion",
     "FedHybridSelection",
+    "FirstCome",
     "Oort",
     "PlannedUtility",
     "PowerOfChoice",
@@ -27,6 +29,7 @@ __all__ = [
 POLICIES: dict[str, type[Policy]] = {
     "exclusion": Exclusion,
     "fedhybrid": FedHybridSelection,
+    "first-come": FirstCome,
     "oort": Oort,
     "planned-utility": PlannedUtility,
     "power-of-choice": PowerOfChoice,
