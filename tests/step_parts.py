@@ -21,6 +21,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "char-lstm": {"hidden": 12},
     "cnn": {"width": 0.5},
     "cnn1d": {"width": 0.5},
+    "fourier": {"features": 64},
     "mobilenet_v2": {"width": 0.25},
     "resnet18": {"width": 0.125},
     "resnet20": {"width": 0.5},

@@ -19,12 +19,13 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
     "char-lstm": [(1,), (10,), (80,)],
     "cnn1d": [(1, 4), (9, 128), (3, 30)],
 }
-CONVNETS = sorted(set(MODELS) - {"char-gpt", "char-lstm", "vit"})
+CONVNETS = sorted(set(MODELS) - {"char-gpt", "char-lstm", "fourier", "vit"})
 SMALL: dict[str, dict[str, Any]] = {
     "char-gpt": {"depth": 2, "dim": 24, "heads": 3},
     "char-lstm": {"hidden": 48, "embedding": 16},
     "cnn": {"width": 0.25},
     "cnn1d": {"width": 0.5},
+    "fourier": {"features": 1000},
     "mobilenet_v2": {"width": 0.25},
     "resnet18": {"width": 0.125},
     "resnet20": {"width": 0.5},

@@ -23,6 +23,7 @@ from fedhybrid.executor import TrainStep, prepare_step
 from fedhybrid.models import MODELS
 
 SHARES = (100, 60, 40, 20, 10)
+LINEAR = {"fourier"}  # one layer trains: its input is all that its gradient needs
 
 # Every model meets two optimizers in the fast tests, and every optimizer two models; the other pairs are slow tests.
 PAIRS = [
@@ -39,7 +40,7 @@ def test_twenty_steps_of_a_tight_plan_equal_eager_bit_for_bit(name: str, optimiz
         expected = eager_training(model, cross_entropy, batches, OPTIMIZERS[optimizer])
     prepared = prepare_step(model, cross_entropy, batches[0], OPTIMIZERS[optimizer])
     step = TrainStep(prepared, prepared.smallest(actions=("recompute",)))
-    assert step.plan.decisions, "a plan that recomputes nothing would prove nothing"
+    assert step.plan.decisions or name in LINEAR, "a plan that recomputes nothing would prove nothing"
     assert_same_bits(step, planned_training(step, batches), expected)
 
 
