@@ -14,6 +14,7 @@ from fedhybrid.models.char_gpt import CharGpt
 from fedhybrid.models.char_lstm import CharLstm
 from fedhybrid.models.cnn import Cnn
 from fedhybrid.models.cnn1d import Cnn1d
+from fedhybrid.models.fourier import Fourier
 from fedhybrid.models.mobilenet_v2 import MobileNetV2
 from fedhybrid.models.resnet import ResNet18, ResNet20
 from fedhybrid.models.vit import Vit
@@ -26,6 +27,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "char-lstm": CharLstm,
     "cnn": Cnn,
     "cnn1d": Cnn1d,
+    "fourier": Fourier,
     "mobilenet_v2": MobileNetV2,
     "resnet18": ResNet18,
     "resnet20": ResNet20,

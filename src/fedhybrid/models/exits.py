@@ -20,7 +20,7 @@ from fedhybrid.errors import ConfigError
 from fedhybrid.models.ordered import Ordered, Part, in_order, parts_of, span_of, tensor_names
 from fedhybrid.seeds import derive_seed
 
-__all__ = ["Layout", "exit_names", "layout_of", "until", "with_exits"]
+__all__ = ["Layout", "channels_at", "exit_names", "layout_of", "until", "with_exits"]
 
 _EXITS = "exits"
 _LAYOUT = f"{_EXITS}.layout"
@@ -104,7 +104,7 @@ def with_exits(model: nn.Module, sample: Tensor, *, early: bool = True) -> nn.Mo
     with torch.random.fork_rng(devices=[]):
         for number, shape in enumerate(shapes[:-1] if early else [], start=1):
             torch.manual_seed(derive_seed(_fingerprint(model), purpose=f"exit {number}"))
-            exits[str(number)] = nn.Linear(shape[_channels_at(model, len(shape))], shapes[-1][1], dtype=dtype)
+            exits[str(number)] = nn.Linear(shape[channels_at(model, len(shape))], shapes[-1][1], dtype=dtype)
     exits.register_buffer("layout", torch.tensor(signed, dtype=torch.int64))
     made = copy.deepcopy(model)
     made.exits = exits.train(model.training)
@@ -123,12 +123,12 @@ def until(model: nn.Module, last: int, trained: Collection[str]) -> nn.Module:
         last: A part, from 1.
         trained: Names of the parameters that are not frozen; those of the exit never are.
     """
-    channels_at = {ndim: _channels_at(model, ndim) for ndim in (2, 3, 4, 5)}
+    places = {ndim: channels_at(model, ndim) for ndim in (2, 3, 4, 5)}
     own = span_of(model, 0, last)
     exits = cast(nn.ModuleDict, own.exits)
     own.exits = nn.ModuleDict({str(last): exits[str(last)]} if str(last) in exits else {})
     own.__class__ = _class_until(cast(Any, type(own)))
-    cast(Any, own).ends_at = (str(last), channels_at)
+    cast(Any, own).ends_at = (str(last), places)
     for name, parameter in own.named_parameters():
         parameter.requires_grad_(name in trained or name.startswith(f"{_EXITS}."))
     return own
@@ -144,7 +144,7 @@ def _shapes(model: nn.Module, sample: Tensor) -> list[torch.Size]:
     return shapes
 
 
-def _channels_at(model: nn.Module, ndim: int) -> int:
+def channels_at(model: nn.Module, ndim: int) -> int:
     """Maps have their channels behind the batch; so have signals, but tokens have them at the end."""
     tokens = ndim == 3 and not any(isinstance(module, nn.Conv1d) for module in model.modules())
     return ndim - 1 if tokens else 1
@@ -183,11 +183,11 @@ class _Until:
     def forward(self, x: Tensor) -> Tensor:
         """Class scores, (batch, classes)."""
         x = cast(Any, super()).forward(x)
-        last, channels_at = self.ends_at
+        last, places = self.ends_at
         exits = cast(Any, self).exits
         if last not in exits:
             return x
-        mean_over = [d for d in range(1, x.ndim) if d != channels_at[x.ndim]]
+        mean_over = [d for d in range(1, x.ndim) if d != places[x.ndim]]
         return cast(Tensor, exits[last](x.mean(dim=mean_over) if mean_over else x))
 
 

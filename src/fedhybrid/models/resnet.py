@@ -8,6 +8,8 @@ convolution of stride 1 and no max-pooling; 11.17 million parameters at 10 class
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that torch's own documentation uses
 
@@ -23,11 +25,16 @@ class _PaddedShortcut(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.before = (channels_out - channels_in) // 2
-        self.after = channels_out - channels_in - self.before
+        self.channels_in, self.channels_out = channels_in, channels_out
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+        before = (self.channels_out - self.channels_in) // 2
+        after = self.channels_out - self.channels_in - before
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, after))
+
+    def resize(self, channels: Callable[[int], int]) -> None:
+        """The same between other numbers of channels; see `models/narrowed.py`."""
+        self.channels_in, self.channels_out = channels(self.channels_in), channels(self.channels_out)
 
 
 class _Block(nn.Module):

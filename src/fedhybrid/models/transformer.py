@@ -37,6 +37,10 @@ class _Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
 
+    def narrow_groups(self) -> dict[str, tuple[int, int]]:
+        """Groups of outputs and inputs: query, key and value of each head; see `models/shares.py`."""
+        return {"qkv": (3 * self.heads, 1), "out": (1, self.heads)}
+
     def forward(self, x: Tensor) -> Tensor:
         return self._looked(*self._heads(x))
 
