@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from fedhybrid import __version__
 from fedhybrid.cli.bench import bench
+from fedhybrid.cli.compare import compare
 from fedhybrid.cli.doctor import doctor
 from fedhybrid.cli.explain import explain
 from fedhybrid.cli.flower import FLOWER_COMMANDS
@@ -99,6 +100,7 @@ app = typer.Typer(
 )
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
+    "compare": compare,
     "plan": plan,
     "pareto": pareto,
     "explain": explain,

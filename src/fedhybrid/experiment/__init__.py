@@ -9,6 +9,7 @@ from fedhybrid.lazy import lazily
 if TYPE_CHECKING:
     from fedhybrid.experiment.build import build_federation
     from fedhybrid.experiment.check import config_toml, load_config
+    from fedhybrid.experiment.comparing import compare
     from fedhybrid.experiment.config import RunConfig
     from fedhybrid.experiment.result import RunResult, load_run
     from fedhybrid.experiment.running import run
@@ -19,6 +20,7 @@ else:
             "RunConfig": "config",
             "RunResult": "result",
             "build_federation": "build",
+            "compare": "comparing",
             "config_toml": "check",
             "load_config": "check",
             "load_run": "result",
@@ -30,6 +32,7 @@ __all__ = [
     "RunConfig",
     "RunResult",
     "build_federation",
+    "compare",
     "config_toml",
     "load_config",
     "load_run",

@@ -25,7 +25,7 @@ from fedhybrid.experiment.parts import input_files
 from fedhybrid.experiment.pretraining import keep_pretrained
 from fedhybrid.experiment.result import RunResult, load_run
 
-__all__ = ["run"]
+__all__ = ["processors", "run"]
 
 
 def run(
@@ -84,7 +84,7 @@ def run(
         keep_pretrained(folders[label], job.pretrained)
     open_labels = [label for label in runs if not _report_finished(label, folders[label], runs[label].rounds, progress)]
     hands = max(each.workers for each in runs.values())
-    at_once = min(len(open_labels), processes or max(_processors() // hands, 1))
+    at_once = min(len(open_labels), processes or max(processors() // hands, 1))
     elsewhere: dict[str, Assemble] = {} if assemble is None else {"assemble": assemble}
     if at_once > 1 and not elsewhere:
         run_side_by_side({label: folders[label] for label in open_labels}, at_once, progress)
@@ -101,7 +101,7 @@ def run(
     return load_run(folder)
 
 
-def _processors() -> int:
+def processors() -> int:
     """Processors that this process may use, where the system tells, else all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -1,23 +1,27 @@
-"""One variant in a process of its own: `python -m fedhybrid.experiment.worker FOLDER`, started by `parallel`.
+"""Runs in a process of its own, one after the other: `python -m fedhybrid.experiment.worker`, started by `parallel`.
 
-Reads the folder's config.toml, tells its progress as lines of JSON on standard output, and ends at once when its
-standard input does: that is how it notices that whoever started it is gone, even by `kill -9`.
+Each line of standard input is a run's folder as JSON, an empty line is the end. The process reads the folder's
+config.toml and tells its progress as lines of JSON on standard output. It ends at once when its standard input does:
+that is how it notices that whoever started it is gone, even by `kill -9`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import sys
 import threading
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, TextIO, final
 
 from fedhybrid.engine import RunFolder, process_resident_bytes, run_federation
 from fedhybrid.errors import FedHybridError
-from fedhybrid.experiment.build import build_federation
+from fedhybrid.experiment.build import Datasets, build_federation
 from fedhybrid.experiment.check import load_config
+from fedhybrid.experiment.pretraining import keep_pretrained
 from fedhybrid.experiment.wire import to_wire
 from fedhybrid.records import ClientRecord, RoundRecord, Summary
 
@@ -50,25 +54,36 @@ class _Teller:
         self.tell("end", dataclasses.asdict(summary))
 
 
-def main(folder: Path) -> int:
-    """Runs what the folder's configuration says; the exit code is 0 also for an error that has been told."""
+def main() -> int:
+    """Runs what the folders' configurations say; the exit code is 0 also where errors have been told."""
     runtime_bytes = process_resident_bytes()
     teller = _Teller(os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8"))
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not mix with the messages
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        job = build_federation(load_config(folder / "config.toml"), folder=folder)
-        run_federation(job, RunFolder(folder), teller, runtime_bytes=runtime_bytes)
-    except FedHybridError as error:
-        teller.tell("error", to_wire(error))
+    lines: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_listen, args=(lines,), daemon=True).start()
+    datasets: Datasets = {}  # each is loaded once
+    while line := lines.get():
+        folder = Path(json.loads(line))
+        try:
+            job = build_federation(load_config(folder / "config.toml"), datasets, folder=folder)
+            keep_pretrained(folder, job.pretrained)
+            run_federation(job, RunFolder(folder), teller, runtime_bytes=runtime_bytes)
+            del job
+        except FedHybridError as error:
+            teller.tell("error", to_wire(error))
+        gc.collect()  # a federation's parts refer to each other, and the next one needs the room
+        teller.tell("done", None)
     return 0
 
 
-def _end_with_parent() -> None:
-    while os.read(sys.stdin.fileno(), 1):  # not sys.stdin, whose lock would be held when the interpreter ends
-        pass
+def _listen(lines: SimpleQueue[bytes]) -> None:
+    rest = b""
+    while read := os.read(sys.stdin.fileno(), 4096):  # not sys.stdin, whose lock would be held at the interpreter's end
+        *whole, rest = (rest + read).split(b"\n")
+        for line in whole:
+            lines.put(line)
     os._exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main())

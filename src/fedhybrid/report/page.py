@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from fedhybrid.errors import ConfigError
 from fedhybrid.report import sentences, tables
-from fedhybrid.report.figures import DARK, FIGURES, LIGHT, Drawing, Theme, themed
+from fedhybrid.report.figures import DARK, FIGURES, LIGHT, Drawing
 from fedhybrid.report.load import Runs, load_runs
+from fedhybrid.report.rendering import page_text, png
 
 __all__ = ["write_report"]
 
@@ -76,7 +75,7 @@ def _write_page(folder: Path, runs: Runs) -> Path:
 
 
 def _section(name: str, drawing: Drawing, runs: Runs, folder: Path) -> Section:
-    light, dark = (_png(drawing, runs, theme) for theme in (LIGHT, DARK))
+    light, dark = (png(partial(drawing.draw, runs), theme) for theme in (LIGHT, DARK))
     path = folder / f"{name}.png"
     if light:
         path.write_bytes(light)
@@ -94,24 +93,7 @@ def _section(name: str, drawing: Drawing, runs: Runs, folder: Path) -> Section:
     )
 
 
-def _png(drawing: Drawing, runs: Runs, theme: Theme) -> bytes:
-    with themed(theme):
-        figure = drawing.draw(runs, theme)
-        if figure is None:
-            return b""
-        out = io.BytesIO()
-        figure.savefig(out, format="png")
-        return out.getvalue()
-
-
 def _render(runs: Runs, sections: list[Section]) -> str:
-    environment = Environment(
-        loader=PackageLoader("fedhybrid.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     context: dict[str, Any] = {
         "headline": sentences.headline(runs),
         "subject": sentences.subject(runs),
@@ -121,4 +103,4 @@ def _render(runs: Runs, sections: list[Section]) -> str:
         "differences": tables.differences_table(runs),
         "configs": tables.configs(runs),
     }
-    return environment.get_template("report.html.jinja").render(context)
+    return page_text("report.html.jinja", context)

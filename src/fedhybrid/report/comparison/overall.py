@@ -1,0 +1,143 @@
+"""All cells together: how each variant stands to the reference, on average and at its extremes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fedhybrid.report.comparison.results import CellResult
+from fedhybrid.report.comparison.statistics import geometric_mean, mean_or_none
+from fedhybrid.report.comparison.timing import Beside
+
+__all__ = ["Counts", "Overall", "Spread", "overall"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A mean, the smallest and the largest of some numbers, and how many they are."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+
+class Counts(NamedTuple):
+    """How many targets, each seed and cell once, both of two variants reached, the first alone, the second alone."""
+
+    both: int
+    alone: int
+    missed: int
+
+    @property
+    def known(self) -> int:
+        """How many at least one of the two reached."""
+        return sum(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overall:
+    """One variant over all cells that have it.
+
+    Attributes:
+        cells: How many have it.
+        runs: Its finished runs.
+        missing: Those that are not finished, also of cells in which none is.
+        difference: Final accuracy minus the reference's, each cell once.
+        short: Final accuracy minus the oracle's, each cell once.
+        above: Cells in which `difference` is above zero by more than half of its 95 % interval.
+        below: Those in which it is below zero by more.
+        intervals: Cells that have an interval.
+        oracle: Time to the targets / the oracle's, each cell once; the mean is geometric.
+        oracle_counts: Targets of all seeds and cells: reached by both, by this one alone, by the oracle alone.
+        speed_up: The reference's time / this one's to fixed targets, each target of each cell once; the mean is
+            geometric. What only one of the two reached is not in it: the next one counts that.
+        counts: Targets of all seeds and cells: reached by both, by this one alone, by the reference alone.
+        best_speed_up: The same as `speed_up` for the best accuracy of the reference, each cell once.
+        best_missed: Runs that never reached that.
+        best_runs: Of how many.
+        rank: Mean place in time to the targets.
+        plan_ratio: Seconds of planned steps / unplanned ones, mean over cells.
+        over_budget: Tasks above their budget, all cells.
+        short_steps: Steps with too little memory, all cells.
+    """
+
+    cells: int
+    runs: int
+    missing: int
+    difference: Spread | None
+    above: int
+    below: int
+    intervals: int
+    short: Spread | None
+    oracle: Spread | None
+    oracle_counts: Counts
+    speed_up: Spread | None
+    counts: Counts
+    best_speed_up: Spread | None
+    best_missed: int
+    best_runs: int
+    rank: float | None
+    plan_ratio: float | None
+    over_budget: int
+    short_steps: int
+
+
+def overall(cells: Sequence[CellResult]) -> dict[str, Overall]:
+    """Each variant over all cells, in the order in which variants come."""
+    labels = dict.fromkeys(label for cell in cells for label in cell.variants)
+    missing = {label: sum(cell.missing.get(label, 0) for cell in cells) for label in labels}
+    return {
+        label: _overall(label, [cell for cell in cells if label in cell.variants], missing[label]) for label in labels
+    }
+
+
+def _overall(label: str, cells: Sequence[CellResult], missing: int) -> Overall:
+    own = [cell.variants[label] for cell in cells]
+    others = [found.beside for variant in own for found in variant.targets if found.beside]
+    oracles = [variant.oracle for variant in own if variant.oracle]
+    differences = [variant.difference for variant in own if variant.difference]
+    bests = [variant.reference_best for variant in own if variant.reference_best is not None]
+    return Overall(
+        cells=len(cells),
+        runs=sum(len(variant.seeds) for variant in own),
+        missing=missing,
+        difference=_arithmetic([found.mean for found in differences]),
+        above=sum(found.half is not None and found.mean > found.half for found in differences),
+        below=sum(found.half is not None and -found.mean > found.half for found in differences),
+        intervals=sum(found.half is not None for found in differences),
+        short=_arithmetic([variant.short.mean for variant in own if variant.short]),
+        oracle=_geometric([1 / each.ratio for each in oracles if each.ratio]),
+        oracle_counts=_counts(oracles),
+        speed_up=_geometric([each.ratio for each in others]),
+        counts=_counts(others),
+        best_speed_up=_geometric([best.beside.ratio for best in bests if best.beside]),
+        best_missed=sum(best.runs - best.reached for best in bests),
+        best_runs=sum(best.runs for best in bests),
+        rank=mean_or_none([mine.rank for variant in own for mine in variant.targets]),
+        plan_ratio=mean_or_none([variant.plan_ratio for variant in own]),
+        over_budget=sum(variant.over_budget for variant in own),
+        short_steps=sum(variant.short_steps for variant in own),
+    )
+
+
+def _counts(found: Sequence[Beside]) -> Counts:
+    return Counts(
+        both=sum(each.both for each in found),
+        alone=sum(each.alone for each in found),
+        missed=sum(each.missed for each in found),
+    )
+
+
+def _arithmetic(values: Sequence[float]) -> Spread | None:
+    return _spread(values, mean_or_none(values))
+
+
+def _geometric(values: Sequence[float | None]) -> Spread | None:
+    known = [value for value in values if value is not None]
+    return _spread(known, geometric_mean(known))
+
+
+def _spread(values: Sequence[float], mean: float | None) -> Spread | None:
+    return None if mean is None else Spread(mean=mean, low=min(values), high=max(values), count=len(values))
