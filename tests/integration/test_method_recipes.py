@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import fedhybrid as fh
+from fedhybrid.experiment import load_config
 
 FOLDER = Path(__file__).parents[2] / "recipes/methods"
 
@@ -16,12 +17,14 @@ FOLDER = Path(__file__).parents[2] / "recipes/methods"
 @pytest.mark.parametrize("recipe", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.stem)
 def test_one_round_of_every_variant(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    fh.run(recipe, out=out, overrides={"rounds": 1})
+    stream = load_config(recipe).stream
+    rounds = 1 if stream is None else stream.tasks  # one of each task
+    fh.run(recipe, out=out, overrides={"rounds": rounds} | ({} if stream is None else {"stream.rounds_each": 1}))
     variants = [path for path in sorted(out.iterdir()) if (path / "summary.json").is_file()]
     assert len(variants) >= 2
     for variant in variants:
         summary = json.loads((variant / "summary.json").read_text())
-        assert summary["rounds"] == 1
+        assert summary["rounds"] == rounds
         assert summary["budget_violations"] == 0
         tasks = [json.loads(line) for line in (variant / "clients.jsonl").read_text().splitlines()]
         assert tasks

@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fedhybrid.methods.bsr import Bsr
+from fedhybrid.methods.checkpoint_per_block import CheckpointPerBlock
+from fedhybrid.methods.codedfedl import CodedFedL
+from fedhybrid.methods.depthfl import DepthFL
 from fedhybrid.methods.division import Division
 from fedhybrid.methods.elastic_trainer import ElasticTrainer
 from fedhybrid.methods.fedasync import FedAsync
@@ -18,16 +21,28 @@ from fedhybrid.methods.fedbuff import FedBuff
 from fedhybrid.methods.fedel import FedEL
 from fedhybrid.methods.fedhybrid import FedHybrid
 from fedhybrid.methods.fedprox import FedProx
+from fedhybrid.methods.foresight_zo import ForesightZo
+from fedhybrid.methods.heterofl import HeteroFL
+from fedhybrid.methods.knn import Knn
 from fedhybrid.methods.mesa import Mesa
 from fedhybrid.methods.mest import Mest
+from fedhybrid.methods.mtn import Mtn
+from fedhybrid.methods.replay import Replay
+from fedhybrid.methods.scfl import Scfl
 from fedhybrid.methods.smartsplit import SmartSplit
+from fedhybrid.methods.tea_fed import TeaFed
+from fedhybrid.methods.teasq_fed import TeasqFed
 from fedhybrid.methods.tiny_training import TinyTraining
+from fedhybrid.methods.uniform_compression import UniformCompression
 from fedhybrid.protocols import Method
 from fedhybrid.registry import import_factory, lookup
 
 __all__ = [
     "METHODS",
     "Bsr",
+    "CheckpointPerBlock",
+    "CodedFedL",
+    "DepthFL",
     "Division",
     "ElasticTrainer",
     "FedAsync",
@@ -36,15 +51,27 @@ __all__ = [
     "FedEL",
     "FedHybrid",
     "FedProx",
+    "ForesightZo",
+    "HeteroFL",
+    "Knn",
     "Mesa",
     "Mest",
+    "Mtn",
+    "Replay",
+    "Scfl",
     "SmartSplit",
+    "TeaFed",
+    "TeasqFed",
     "TinyTraining",
+    "UniformCompression",
     "find_method",
 ]
 
 METHODS: dict[str, type[Method]] = {
     "bsr": Bsr,
+    "checkpoint-per-block": CheckpointPerBlock,
+    "codedfedl": CodedFedL,
+    "depthfl": DepthFL,
     "division": Division,
     "elastic-trainer": ElasticTrainer,
     "fedasync": FedAsync,
@@ -53,10 +80,19 @@ METHODS: dict[str, type[Method]] = {
     "fedel": FedEL,
     "fedhybrid": FedHybrid,
     "fedprox": FedProx,
+    "foresight-zo": ForesightZo,
+    "heterofl": HeteroFL,
+    "knn": Knn,
     "mesa": Mesa,
     "mest": Mest,
+    "mtn": Mtn,
+    "replay": Replay,
+    "scfl": Scfl,
     "smartsplit": SmartSplit,
+    "tea-fed": TeaFed,
+    "teasq-fed": TeasqFed,
     "tiny-training": TinyTraining,
+    "uniform-compression": UniformCompression,
 }
 
 
