@@ -12,6 +12,7 @@ from fedhybrid.methods.memory_bank.bank import EARLIER, Bank
 from fedhybrid.methods.memory_bank.herding import herded
 from fedhybrid.methods.memory_bank.names import TUNE, StepName
 from fedhybrid.methods.memory_bank.steps import MEMORY, OWN, ROW_OF
+from fedhybrid.methods.wrapped import WrappedClient
 from fedhybrid.models.memory_transformer import EMPTY
 from fedhybrid.protocols import ClientRuntime
 from fedhybrid.records import LocalWork
@@ -115,7 +116,7 @@ def _mixed(client: ClientRuntime, bank: Bank | None, ids: Tensor, held: int) -> 
 
 
 @final
-class ReplayingClient:
+class ReplayingClient(WrappedClient):
     """Another client, whose batches mix its samples with the exemplars of earlier tasks, and whose step has a memory.
 
     In a task's last round (kind "tune") batches come from the exemplars alone.
@@ -131,7 +132,8 @@ class ReplayingClient:
             seen: Classes in the order of the step's rows.
             classes: Of the data set.
         """
-        self._client, self._bank, self._name = client, bank, name
+        super().__init__(client)
+        self._bank, self._name = bank, name
         places = bank.places(seen, name.each)
         self._buffers = bank.buffers(places, name.seen * name.each, inputs=True)
         self._buffers[ROW_OF] = torch.zeros(classes, dtype=torch.int64)
@@ -148,48 +150,10 @@ class ReplayingClient:
             self._entry[: len(bank)] = places
             self._entry[len(bank) + bank.at[current]] = places[current]
 
-    @property
-    def num_samples(self) -> int:
-        """Training samples of the task on this client."""
-        return self._client.num_samples
-
-    @property
-    def labels(self) -> Tensor:
-        """Theirs."""
-        return self._client.labels
-
-    @property
-    def buffers(self) -> frozenset[str]:
-        """Names of the step's tensors that no gradient changes."""
-        return self._client.buffers
-
-    @property
-    def state(self) -> Tensors:
-        """What the client has kept."""
-        return self._client.state
-
-    @property
-    def tensors(self) -> Tensors:
-        """The step's own."""
-        return self._client.tensors
-
-    @property
-    def measured_peak_bytes(self) -> int:
-        """Peak of one real step."""
-        return self._client.measured_peak_bytes
-
     def load(self, weights: Tensors) -> None:
         """Sets the step's tensors: the model from `weights`, the memory from the client's exemplars."""
         own = {OWN: torch.full((self._name.batch,), -1)} if self._name.batch else {}
         self._client.load({**weights, **self._buffers, **own})
-
-    def weights(self) -> Tensors:
-        """A copy of the step's tensors as they are now."""
-        return self._client.weights()
-
-    def exchange(self, question: Tensors) -> Tensors:
-        """The server's answer."""
-        return self._client.exchange(question)
 
     def draws(self, work: LocalWork, seed: int, *, among: Tensor | None = None) -> Iterator[Tensor]:
         """Numbers of samples and exemplars, from both alike."""
@@ -200,11 +164,3 @@ class ReplayingClient:
         if self._name.batch:
             self._client.tensors[OWN].copy_(self._entry[positions])
         return _mixed(self._client, self._bank, positions, len(self._bank))
-
-    def batches(self, work: LocalWork, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of both."""
-        return map(self.batch, self.draws(work, seed))
-
-    def step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """One training step."""
-        return self._client.step(x, y)

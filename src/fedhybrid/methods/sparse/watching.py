@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fedhybrid.methods.sparse.forgetting import History, seen
+from fedhybrid.methods.wrapped import WrappedClient
 from fedhybrid.protocols import ClientRuntime
 from fedhybrid.records import LocalWork
-from fedhybrid.tree import Tensors
 
 __all__ = ["WatchedClient", "loss_and_correctness"]
 
@@ -32,7 +32,7 @@ def loss_and_correctness(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @final
-class WatchedClient:
+class WatchedClient(WrappedClient):
     """Another client, of whose samples a history is kept, and of whose batches the last may be held back.
 
     Attributes:
@@ -53,50 +53,9 @@ class WatchedClient:
         """
         self.history = history
         self.held_back: tuple[Tensor, Tensor] | None = None
-        self._client, self._among, self._hold_back = client, among, hold_back
+        super().__init__(client)
+        self._among, self._hold_back = among, hold_back
         self._positions: Tensor | None = None
-
-    @property
-    def num_samples(self) -> int:
-        """Training samples on this client, left out or not."""
-        return self._client.num_samples
-
-    @property
-    def buffers(self) -> frozenset[str]:
-        """Names of the model's tensors that no gradient changes."""
-        return self._client.buffers
-
-    @property
-    def state(self) -> Tensors:
-        """What the client has kept."""
-        return self._client.state
-
-    @property
-    def measured_peak_bytes(self) -> int:
-        """Peak of one real step."""
-        return self._client.measured_peak_bytes
-
-    @property
-    def labels(self) -> Tensor:
-        """Of all its samples."""
-        return self._client.labels
-
-    @property
-    def tensors(self) -> Tensors:
-        """The submodel itself."""
-        return self._client.tensors
-
-    def load(self, weights: Tensors) -> None:
-        """Sets the submodel."""
-        self._client.load(weights)
-
-    def weights(self) -> Tensors:
-        """A copy of the submodel as it is now."""
-        return self._client.weights()
-
-    def exchange(self, question: Tensors) -> Tensors:
-        """The server's answer."""
-        return self._client.exchange(question)
 
     def draws(self, work: LocalWork, seed: int, *, among: Tensor | None = None) -> Iterator[Tensor]:
         """Positions, from those that are trained on."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import final
 
 import torch
 from torch import Tensor
 
+from fedhybrid.methods.wrapped import WrappedClient
 from fedhybrid.protocols import ClientRuntime
-from fedhybrid.records import ClientTask, LocalWork, Update
+from fedhybrid.records import ClientTask, Update
 from fedhybrid.tree import Tensors
 
 __all__ = ["MaskedClient", "batch_statistics"]
@@ -18,7 +18,7 @@ _TRACKED = ("running_mean", "running_var")
 
 
 @final
-class MaskedClient:
+class MaskedClient(WrappedClient):
     """Another client, whose scores for classes that it has no sample of are held at zero.
 
     Their rows of the last layer are set to zero before the first and after every step. So these scores are zero at each
@@ -32,7 +32,7 @@ class MaskedClient:
             client: Who does the work.
             head: Path of the last layer.
         """
-        self._client = client
+        super().__init__(client)
         self._rows = [name for name in (f"{head}.weight", f"{head}.bias") if name in client.tensors]
         present = torch.zeros(len(client.tensors[self._rows[0]]), dtype=torch.bool)
         present[client.labels] = True
@@ -63,56 +63,6 @@ class MaskedClient:
             with torch.no_grad():
                 for name in self._rows:
                     self._client.tensors[name][self._absent] = 0
-
-    @property
-    def num_samples(self) -> int:
-        """Training samples on this client."""
-        return self._client.num_samples
-
-    @property
-    def buffers(self) -> frozenset[str]:
-        """Names of the model's tensors that no gradient changes."""
-        return self._client.buffers
-
-    @property
-    def state(self) -> Tensors:
-        """What the client has kept."""
-        return self._client.state
-
-    @property
-    def labels(self) -> Tensor:
-        """Of all its samples."""
-        return self._client.labels
-
-    @property
-    def tensors(self) -> Tensors:
-        """The submodel itself."""
-        return self._client.tensors
-
-    @property
-    def measured_peak_bytes(self) -> int:
-        """Peak of one real step."""
-        return self._client.measured_peak_bytes
-
-    def draws(self, work: LocalWork, seed: int, *, among: Tensor | None = None) -> Iterator[Tensor]:
-        """Positions of the batches' samples."""
-        return self._client.draws(work, seed, among=among)
-
-    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """The client's samples at these positions."""
-        return self._client.batch(positions)
-
-    def batches(self, work: LocalWork, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shuffled batches."""
-        return self._client.batches(work, seed)
-
-    def weights(self) -> Tensors:
-        """A copy of the submodel as it is now."""
-        return self._client.weights()
-
-    def exchange(self, question: Tensors) -> Tensors:
-        """The server's answer."""
-        return self._client.exchange(question)
 
 
 def batch_statistics(task: ClientTask, client: ClientRuntime) -> Update:
