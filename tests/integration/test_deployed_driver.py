@@ -301,9 +301,19 @@ def test_what_nodes_say_is_checked(tmp_path: Path) -> None:
         lab.run(_recipe(), tmp_path / "run")
 
 
-def test_simulated_trouble_is_not_for_real_devices(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"take both tables out"):
-        Lab().run(_recipe(failures={"crash": 0.1}), tmp_path / "run")
+@pytest.mark.parametrize(
+    "table",
+    [{"failures": {"crash": 0.1}}, {"fleet": {"clients_per_round": 2, "delays": {"erasure": 0.1}}}],
+    ids=["failures", "delays"],
+)
+def test_simulated_trouble_is_not_for_real_devices(table: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"take these tables out"):
+        Lab().run(_recipe(**table), tmp_path / "run")
+
+
+def test_classes_task_by_task_are_not_for_real_devices(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\[stream\] needs clients whose classes the server knows"):
+        Lab().run(_recipe(rounds=2, stream={"tasks": 2, "rounds_each": 1}), tmp_path / "run")
 
 
 def test_what_a_client_keeps_stays_on_it(tmp_path: Path) -> None:
