@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fedhybrid.executor.program import Program
     from fedhybrid.executor.proximal import Proximal
     from fedhybrid.executor.step import TrainStep
+    from fedhybrid.executor.wrapped import WrappedOptimizer
 else:
     __getattr__ = lazily(
         __name__,
@@ -41,6 +42,7 @@ else:
             "Proximal": "proximal",
             "SGD": "optimizer",
             "TrainStep": "step",
+            "WrappedOptimizer": "wrapped",
             "compile_step": "compile",
             "export_program": "portable",
             "load_program": "portable",
@@ -67,6 +69,7 @@ __all__ = [
     "Program",
     "Proximal",
     "TrainStep",
+    "WrappedOptimizer",
     "compile_step",
     "export_program",
     "load_program",

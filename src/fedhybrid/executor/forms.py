@@ -6,54 +6,20 @@ The planner prices updates through `protocols.Optimizer`; these wrap the user's 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Self, final
+from dataclasses import dataclass
+from typing import final
 
 from torch import Tensor
 
+from fedhybrid.executor.wrapped import WrappedOptimizer
 from fedhybrid.protocols import Optimizer
 
 __all__ = ["update_form"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Form:
-    """Everything but the update itself is the base's."""
-
-    base: Optimizer
-
-    @property
-    def lr(self) -> float:
-        """The base's."""
-        return self.base.lr
-
-    @property
-    def state_names(self) -> tuple[str, ...]:
-        """The base's: what is resident."""
-        return self.base.state_names
-
-    @property
-    def eager_scratch_tensors(self) -> int:
-        """The base's."""
-        return self.base.eager_scratch_tensors
-
-    @property
-    def eager_left_tensors(self) -> int:
-        """The base's."""
-        return self.base.eager_left_tensors
-
-    def rule_for(self, name: str, shape: tuple[int, ...]) -> Self:
-        """The same form of the base's rule."""
-        return replace(self, base=self.base.rule_for(name, shape))
-
-    def init_state(self, param: Tensor) -> dict[str, Tensor]:
-        """The base's."""
-        return self.base.init_state(param)
-
-
 @final
 @dataclass(frozen=True, kw_only=True)
-class _ScaledUpdates(_Form):
+class _ScaledUpdates(WrappedOptimizer):
     """Updates after clipping. Gradients that are owned were scaled in place before; the others are scaled here."""
 
     def update(
@@ -66,7 +32,7 @@ class _ScaledUpdates(_Form):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class _SummedGradients(_Form):
+class _SummedGradients(WrappedOptimizer):
     """In the program of a micro-batch: the gradient is added to a sum, and the updates come after the last one."""
 
     def update(

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor
 
-from fedhybrid.protocols import Optimizer
+from fedhybrid.executor.wrapped import WrappedOptimizer
 
 __all__ = ["Proximal"]
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Proximal:
+class Proximal(WrappedOptimizer):
     """Optimises loss + (mu / 2) ||w - anchor||^2 with `base`; the anchor is w when the optimizer's state was made.
 
     The term enters as its gradient, mu * (w - anchor), before the base sees the gradient; so weight decay and momentum
@@ -28,13 +28,7 @@ class Proximal:
     Source: T. Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, Eq. 2.
     """
 
-    base: Optimizer
     mu: float
-
-    @property
-    def lr(self) -> float:
-        """The base's learning rate."""
-        return self.base.lr
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -50,10 +44,6 @@ class Proximal:
     def eager_left_tensors(self) -> int:
         """None: torch.optim has no such rule, so eager PyTorch calls this one, which returns after each parameter."""
         return 0
-
-    def rule_for(self, name: str, shape: tuple[int, ...]) -> Proximal:
-        """The same pull round the base's rule for the parameter."""
-        return replace(self, base=self.base.rule_for(name, shape))
 
     def init_state(self, param: Tensor) -> dict[str, Tensor]:
         """A copy of the parameter as it is now, and the base's fresh state."""

@@ -43,6 +43,7 @@ from fedhybrid.methods.coded import (
     split,
     trained_names,
 )
+from fedhybrid.methods.local import update_of
 from fedhybrid.protocols import ClientRuntime, RoundPlan, ServerState
 from fedhybrid.records import ClientTask, Update
 from fedhybrid.seeds import derive_seed
@@ -164,16 +165,5 @@ def _gradient(task: ClientTask, client: ClientRuntime, names: Sequence[str], loa
         kept.append(losses[: len(positions)].detach().double())
         for name in names:
             moved[name] += batch_size * (live[name].double() - task.weights[name].double())
-    losses = torch.cat(kept)
-    return Update(
-        client=task.client,
-        round_index=task.round_index,
-        weights={name: tensor.to(task.weights[name].dtype) for name, tensor in moved.items()},
-        num_samples=client.num_samples,
-        samples_seen=len(losses),
-        steps=len(kept),
-        loss_mean=float(losses.mean()),
-        squared_loss_sum=float(losses.square().sum()),
-        measured_peak_bytes=client.measured_peak_bytes,
-        kind=task.kind,
-    )
+    sent = {name: tensor.to(task.weights[name].dtype) for name, tensor in moved.items()}
+    return update_of(task, client, sent, kept)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from fedhybrid.protocols import ClientRuntime
 from fedhybrid.records import ClientTask, Update
+from fedhybrid.tree import Tensors
 
-__all__ = ["train_locally"]
+__all__ = ["train_locally", "update_of"]
 
 
 def train_locally(task: ClientTask, client: ClientRuntime) -> Update:
@@ -18,15 +22,31 @@ def train_locally(task: ClientTask, client: ClientRuntime) -> Update:
     """
     client.load(task.weights)
     kept = [client.step(x, y)[1].detach() for x, y in client.batches(task.work, task.seed)]
-    losses = torch.cat(kept).to("cpu", torch.float64) if kept else torch.zeros(0, dtype=torch.float64)
+    return update_of(task, client, client.weights(), kept)
+
+
+def update_of(
+    task: ClientTask, client: ClientRuntime, weights: Tensors, losses: Sequence[Tensor], *, steps: int | None = None
+) -> Update:
+    """What a client sends after it has done a task.
+
+    Args:
+        task: That it has done.
+        client: Who did it.
+        weights: To be sent.
+        losses: Of the samples that it went through, batch by batch.
+        steps: That it made; as many as there are batches, where None.
+    """
+    every = torch.cat(list(losses)).to("cpu", torch.float64) if losses else torch.zeros(0, dtype=torch.float64)
     return Update(
         client=task.client,
         round_index=task.round_index,
-        weights=client.weights(),
+        weights=weights,
         num_samples=client.num_samples,
-        samples_seen=len(losses),
-        steps=len(kept),
-        loss_mean=losses.sum().item() / max(len(losses), 1),
-        squared_loss_sum=losses.square().sum().item(),
+        samples_seen=len(every),
+        steps=len(losses) if steps is None else steps,
+        loss_mean=every.sum().item() / max(len(every), 1),
+        squared_loss_sum=every.square().sum().item(),
         measured_peak_bytes=client.measured_peak_bytes,
+        kind=task.kind,
     )

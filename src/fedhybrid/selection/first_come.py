@@ -24,10 +24,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedhybrid.errors import ConfigError
-from fedhybrid.hashing import mixed_words
 from fedhybrid.protocols import CandidateView, PolicyState
 from fedhybrid.records import IntArray, Outcome
 from fedhybrid.seeds import derive_seed
+from fedhybrid.selection.drawn import first_drawn
 from fedhybrid.selection.gates import MEMORY_GATES, admitted_rows
 from fedhybrid.selection.options import choice_problems
 
@@ -60,7 +60,7 @@ class FirstCome:
         key = derive_seed(seed, purpose="first-come") if state["key"] is None else state["key"]
         fit = candidates.client[admitted_rows(candidates, self.memory_gate)].astype(np.int64)
         queue = np.asarray(state["queue"], dtype=np.int64)
-        cohort = _first_drawn(np.setdiff1d(fit, queue, assume_unique=True), count, key)
+        cohort = first_drawn(np.setdiff1d(fit, queue, assume_unique=True), count, key)
         served = queue[np.isin(queue, fit)][: max(count - len(cohort), 0)]
         cohort = np.concatenate([cohort, served])
         # Who has a task is no candidate; should nobody ever say how it ended, this is the place that is left.
@@ -69,16 +69,6 @@ class FirstCome:
     def observe(self, outcomes: Sequence[Outcome], state: PolicyState) -> PolicyState:
         """Who has ended a task is idle again, and last."""
         return {**state, "queue": _moved_to_end(state["queue"], [outcome.client for outcome in outcomes])}
-
-
-def _first_drawn(clients: IntArray, count: int, key: int) -> IntArray:
-    """The `count` clients with the smallest words, in the order of these."""
-    words = mixed_words(clients.astype(np.uint64) ^ np.uint64(key))
-    count = min(count, len(clients))
-    if count < len(clients):
-        nearest = np.argpartition(words, count)[:count]
-        clients, words = clients[nearest], words[nearest]
-    return clients[np.argsort(words)]
 
 
 def _moved_to_end(queue: Sequence[int], clients: Sequence[int]) -> list[int]:

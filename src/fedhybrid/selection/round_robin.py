@@ -18,13 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedhybrid.errors import ConfigError
-from fedhybrid.hashing import mixed_words
 from fedhybrid.protocols import CandidateView, PolicyState
 from fedhybrid.records import IntArray, Outcome
 from fedhybrid.seeds import derive_seed
+from fedhybrid.selection.drawn import first_drawn
 from fedhybrid.selection.gates import MEMORY_GATES, admitted_rows
 from fedhybrid.selection.options import choice_problems
 
@@ -59,9 +58,9 @@ class RoundRobin:
         fit = candidates.client[admitted_rows(candidates, self.memory_gate)]
         had_turn = np.asarray(state["had_turn"], dtype=np.int64)
         waiting = fit[~_among(fit, had_turn)]
-        cohort = _next_in_order(waiting, count, key)
+        cohort = np.sort(first_drawn(waiting, count, key))
         if len(cohort) < min(count, len(fit)):  # this pass is over, another begins with the places that are left
-            had_turn = _next_in_order(fit[~_among(fit, cohort)], count - len(cohort), key)
+            had_turn = np.sort(first_drawn(fit[~_among(fit, cohort)], count - len(cohort), key))
             cohort = np.union1d(cohort, had_turn)
         else:
             had_turn = np.union1d(had_turn, cohort)
@@ -70,19 +69,6 @@ class RoundRobin:
     def observe(self, outcomes: Sequence[Outcome], state: PolicyState) -> PolicyState:
         """A turn is a turn, whatever comes of it."""
         return state
-
-
-def _next_in_order(clients: IntArray, count: int, key: int) -> IntArray:
-    """The `count` clients with the smallest words, ascending."""
-    count = min(count, len(clients))
-    if count == 0:
-        return clients[:0]
-    return np.sort(clients[np.argpartition(_words(clients, key), count - 1)[:count]])
-
-
-def _words(clients: IntArray, key: int) -> NDArray[np.uint64]:
-    """One distinct word for each client number."""
-    return mixed_words(clients.astype(np.uint64) ^ np.uint64(key))
 
 
 def _among(clients: IntArray, some: IntArray) -> np.ndarray:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 from torch import Tensor
 
 from fedhybrid.errors import ConfigError
+from fedhybrid.executor import WrappedOptimizer
 from fedhybrid.protocols import Optimizer
 from fedhybrid.seeds import derive_seed
 
@@ -31,9 +32,31 @@ def rounded_at_random(values: Tensor, seed: int, limit: int | None) -> Tensor:
     return low if limit is None else low.clamp_(-limit, limit)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _OnGrid(WrappedOptimizer):
+    """Does something to some parameters beside what the base does to all.
+
+    Attributes:
+        limits: For each of them, by name, its largest magnitude, or None; the others are the base's alone.
+    """
+
+    limits: tuple[tuple[str, int | None], ...]
+
+    @property
+    def eager_left_tensors(self) -> int:
+        """None: torch.optim has no such rule, so eager PyTorch calls this one, which returns after each parameter."""
+        return 0
+
+    def rule_for(self, name: str, shape: tuple[int, ...]) -> Optimizer:
+        """The base's rule, with this one round it for a parameter that has a limit."""
+        base = self.base.rule_for(name, shape)
+        own = tuple((other, limit) for other, limit in self.limits if other == name)
+        return replace(self, base=base, limits=own) if own else base
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
-class IntegerSteps:
+class IntegerSteps(_OnGrid):
     """Steps of `base` on float copies of integer parameters, rounded at random to integers; RECONSTRUCTED.
 
     Where a step is a hundredth of the grid, a hundredth of the parameters move by one. The draws follow from the seed
@@ -48,9 +71,6 @@ class IntegerSteps:
         ConfigError: The base holds state: of the integers' type, as memory is planned for it, that would be no good.
     """
 
-    base: Optimizer
-    limits: tuple[tuple[str, int | None], ...]
-
     def __post_init__(self) -> None:
         if self.base.state_names:
             raise ConfigError(
@@ -59,34 +79,9 @@ class IntegerSteps:
             )
 
     @property
-    def lr(self) -> float:
-        """The base's learning rate."""
-        return self.base.lr
-
-    @property
-    def state_names(self) -> tuple[str, ...]:
-        """None; see `__post_init__`."""
-        return ()
-
-    @property
     def eager_scratch_tensors(self) -> int:
         """The float copy, its floor, the random numbers, beside what the base holds."""
         return 3 + self.base.eager_scratch_tensors
-
-    @property
-    def eager_left_tensors(self) -> int:
-        """None: torch.optim has no such rule, so eager PyTorch calls this one, which returns after each parameter."""
-        return 0
-
-    def rule_for(self, name: str, shape: tuple[int, ...]) -> Optimizer:
-        """The base's rule, with integer steps for a parameter of integers."""
-        base = self.base.rule_for(name, shape)
-        own = tuple((other, limit) for other, limit in self.limits if other == name)
-        return IntegerSteps(base=base, limits=own) if own else base
-
-    def init_state(self, param: Tensor) -> dict[str, Tensor]:
-        """None."""
-        return {}
 
     def update(
         self, name: str, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], *, step: int, lr: float, owned: bool
@@ -105,7 +100,7 @@ class IntegerSteps:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class WithinGrid:
+class WithinGrid(_OnGrid):
     """Steps of `base`, after each of which some parameters are clamped, so that float32 ones saturate as int8 does.
 
     Ours. Beyond the grid the forward pass would hold them at its end, and they would need as many steps back before
@@ -115,39 +110,6 @@ class WithinGrid:
         base: Takes the steps.
         limits: Largest magnitude of each of these parameters, by name; the others are the base's alone.
     """
-
-    base: Optimizer
-    limits: tuple[tuple[str, int], ...]
-
-    @property
-    def lr(self) -> float:
-        """The base's learning rate."""
-        return self.base.lr
-
-    @property
-    def state_names(self) -> tuple[str, ...]:
-        """The base's."""
-        return self.base.state_names
-
-    @property
-    def eager_scratch_tensors(self) -> int:
-        """The base's: the clamp is in place."""
-        return self.base.eager_scratch_tensors
-
-    @property
-    def eager_left_tensors(self) -> int:
-        """None, as for `IntegerSteps`."""
-        return 0
-
-    def rule_for(self, name: str, shape: tuple[int, ...]) -> Optimizer:
-        """The base's rule, with the clamp for a parameter that has one."""
-        base = self.base.rule_for(name, shape)
-        own = tuple((other, limit) for other, limit in self.limits if other == name)
-        return WithinGrid(base=base, limits=own) if own else base
-
-    def init_state(self, param: Tensor) -> dict[str, Tensor]:
-        """The base's."""
-        return self.base.init_state(param)
 
     def update(
         self, name: str, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], *, step: int, lr: float, owned: bool

@@ -7,6 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from fedhybrid.methods.local import update_of
 from fedhybrid.methods.wrapped import WrappedClient
 from fedhybrid.protocols import ClientRuntime
 from fedhybrid.records import ClientTask, Update
@@ -77,20 +78,8 @@ def batch_statistics(task: ClientTask, client: ClientRuntime) -> Update:
     sums = {name: torch.zeros(client.tensors[name].shape, dtype=torch.float64) for name in names}
     losses: list[Tensor] = []
     for x, y in client.batches(task.work, task.seed):
-        losses.append(client.step(x, y)[1].detach().to("cpu", torch.float64))
+        losses.append(client.step(x, y)[1].detach())
         for name in names:
             sums[name] += client.tensors[name].detach().to("cpu")
-    each = torch.cat(losses) if losses else torch.zeros(0, dtype=torch.float64)
     means = {name: (total / max(len(losses), 1)).to(client.tensors[name].dtype) for name, total in sums.items()}
-    return Update(
-        client=task.client,
-        round_index=task.round_index,
-        weights=means if losses else {},
-        num_samples=client.num_samples,
-        samples_seen=len(each),
-        steps=len(losses),
-        loss_mean=each.sum().item() / max(len(each), 1),
-        squared_loss_sum=each.square().sum().item(),
-        measured_peak_bytes=client.measured_peak_bytes,
-        kind=task.kind,
-    )
+    return update_of(task, client, means if losses else {}, losses)

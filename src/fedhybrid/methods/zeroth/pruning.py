@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from fedhybrid.methods.local import update_of
 from fedhybrid.methods.zeroth.masks import largest, masked, masked_names
 from fedhybrid.methods.zeroth.noise import direction_seed, mask_name
 from fedhybrid.methods.zeroth.passes import Passes, kind_of, with_controls
@@ -74,19 +75,8 @@ def saliency_of(
         if batches is not None:
             x, y = next(batches)
         losses.append(passes.add_gradients(total, x, y, seed=direction, share=1.0 / repeats))
-    every = torch.cat(losses)
-    return Update(
-        client=task.client,
-        round_index=task.round_index,
-        weights={SCALARS: torch.stack(scalars).to(torch.float32)[None]} if scalars else total,
-        num_samples=client.num_samples,
-        samples_seen=len(every),
-        steps=passes.count,
-        loss_mean=float(every.mean()),
-        squared_loss_sum=float(every.square().sum()),
-        measured_peak_bytes=client.measured_peak_bytes,
-        kind=task.kind,
-    )
+    sent = {SCALARS: torch.stack(scalars).to(torch.float32)[None]} if scalars else total
+    return update_of(task, client, sent, losses, steps=passes.count)
 
 
 def sums_bytes(weights: Tensors) -> int:

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fedhybrid.methods.local import update_of
 from fedhybrid.methods.zeroth.noise import SCALES, beside_gradient_bytes, direction_seed, estimated_gradient
 from fedhybrid.methods.zeroth.passes import Passes, differences, kind_of, with_controls
 from fedhybrid.methods.zeroth.server import SCALARS, applied_clip, largest_entry, masks_of
@@ -35,21 +36,6 @@ def _work(task: ClientTask, batches: int) -> LocalWork:
     return LocalWork(epochs=1, batch_size=task.work.batch_size, lr=task.work.lr, steps=batches)
 
 
-def _update(task: ClientTask, client: ClientRuntime, weights: Tensors, passes: Passes, losses: list[Tensor]) -> Update:
-    every = torch.cat(losses)
-    return Update(
-        client=task.client,
-        round_index=task.round_index,
-        weights=weights,
-        num_samples=client.num_samples,
-        samples_seen=len(every),
-        steps=passes.count,
-        loss_mean=float(every.mean()),
-        squared_loss_sum=float(every.square().sum()),
-        measured_peak_bytes=client.measured_peak_bytes,
-    )
-
-
 def uploaded_scalars(
     task: ClientTask, client: ClientRuntime, *, seed: int, batches: int, directions: int, sigma: float, central: bool
 ) -> Update:
@@ -72,7 +58,7 @@ def uploaded_scalars(
         found, seen = differences(passes, x, y, seeds=seeds, sigma=sigma, central=central, lanes=lanes)
         scalars.append(found)
         losses.append(seen)
-    return _update(task, client, {SCALARS: torch.stack(scalars)}, passes, losses)
+    return update_of(task, client, {SCALARS: torch.stack(scalars)}, losses, steps=passes.count)
 
 
 def trained_locally(
@@ -107,7 +93,7 @@ def trained_locally(
             sigma=sigma, clip=clip, lr=task.work.lr, room_bytes=room_bytes,
         )  # fmt: skip
     sent = {name: own[name].clone() for name in names}
-    return replace(_update(task, client, sent, passes, losses), masks=detached_copy(masks))
+    return replace(update_of(task, client, sent, losses, steps=passes.count), masks=detached_copy(masks))
 
 
 def own_room_bytes(client: ClientRuntime, own: Tensors, *, batch_bytes: int) -> int:
