@@ -16,10 +16,9 @@ base head.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
-from fedhybrid.errors import ConfigError
 from fedhybrid.methods.memory_bank import AbstractMemory, Losses, MemoryRules
 from fedhybrid.models.memory_transformer import ReaderSizes
 
@@ -31,10 +30,9 @@ __all__ = ["Mtn"]
 class Mtn(AbstractMemory):
     """Replay, and a transformer over the nearest exemplars; all defaults are RECONSTRUCTED.
 
+    More options: `AbstractMemory`.
+
     Attributes:
-        exemplars: Of a class, on each client.
-        total_exemplars: Of all classes, on each client; above 0 it replaces `exemplars`.
-        least_exemplars: A client whose memory does not hold as many keeps half, and so on down to this; 0: never.
         neighbours: k, that are read; 0 leaves the base head alone.
         dim: Width of the tokens; 0: that of the features.
         depth: Layers of the transformer.
@@ -43,15 +41,8 @@ class Mtn(AbstractMemory):
         label_tokens: Whether neighbours say their classes.
         stop_query: Whether the transformer's loss leaves the encoder alone.
         memory_weight: Of the transformer's loss.
-        distillation: Weight of 1 - cosine of the features to those of the encoder before the task.
-        scale: Of the cosines, to begin with; it is trained.
-        tune_epochs: Passes over all exemplars, with the encoder frozen, in a task's last round; 0: none.
-        tune_lr_ratio: Of the learning rate, then.
     """
 
-    exemplars: int = 20
-    total_exemplars: int = 0
-    least_exemplars: int = 0
     neighbours: int = 10
     dim: int = 0
     depth: int = 1
@@ -60,13 +51,9 @@ class Mtn(AbstractMemory):
     label_tokens: bool = True
     stop_query: bool = True
     memory_weight: float = 1.0
-    distillation: float = 5.0
-    scale: float = 10.0
-    tune_epochs: int = 20
-    tune_lr_ratio: float = 0.1
 
-    def __post_init__(self) -> None:
-        problems = self.rules.problems()
+    def _problems(self) -> list[str]:
+        problems = super()._problems()
         if self.neighbours < 0:
             problems.append(f"neighbours must be at least 0, got {self.neighbours}")
         if min(self.depth, self.heads) < 1 or self.dim < 0 or self.dim % max(1, self.heads):
@@ -78,8 +65,7 @@ class Mtn(AbstractMemory):
             problems.append(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if not (math.isfinite(self.memory_weight) and self.memory_weight >= 0):
             problems.append(f"memory_weight must be at least 0, got {self.memory_weight}")
-        if problems:
-            raise ConfigError(problems)
+        return problems
 
     @property
     def rules(self) -> MemoryRules:
@@ -87,14 +73,9 @@ class Mtn(AbstractMemory):
         sizes = ReaderSizes(
             dim=self.dim, depth=self.depth, heads=self.heads, dropout=self.dropout, label_tokens=self.label_tokens
         )
-        return MemoryRules(
-            exemplars=self.exemplars,
-            total=self.total_exemplars,
-            least=self.least_exemplars,
+        return replace(
+            super().rules,
             losses=Losses(distillation=self.distillation, memory=self.memory_weight, stop_query=self.stop_query),
-            tune_epochs=self.tune_epochs,
-            tune_lr_ratio=self.tune_lr_ratio,
-            scale=self.scale,
             neighbours=self.neighbours,
             sizes=sizes if self.neighbours else None,
         )

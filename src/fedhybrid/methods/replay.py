@@ -13,8 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from fedhybrid.errors import ConfigError
-from fedhybrid.methods.memory_bank import AbstractMemory, Losses, MemoryRules
+from fedhybrid.methods.memory_bank import AbstractMemory
 
 __all__ = ["Replay"]
 
@@ -22,39 +21,4 @@ __all__ = ["Replay"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class Replay(AbstractMemory):
-    """Training on exemplars of earlier classes and on samples of new ones.
-
-    Attributes:
-        exemplars: Of a class, on each client.
-        total_exemplars: Of all classes, on each client; above 0 it replaces `exemplars`.
-        least_exemplars: A client whose memory does not hold as many keeps half, and so on down to this; 0: never.
-        distillation: Weight of 1 - cosine of the features to those of the encoder before the task.
-        scale: Of the cosines, to begin with; it is trained.
-        tune_epochs: Passes over all exemplars, with the encoder frozen, in a task's last round; 0: none.
-        tune_lr_ratio: Of the learning rate, then.
-    """
-
-    exemplars: int = 20
-    total_exemplars: int = 0
-    least_exemplars: int = 0
-    distillation: float = 5.0
-    scale: float = 10.0
-    tune_epochs: int = 20
-    tune_lr_ratio: float = 0.1
-
-    def __post_init__(self) -> None:
-        if problems := self.rules.problems():
-            raise ConfigError(problems)
-
-    @property
-    def rules(self) -> MemoryRules:
-        """As the options say."""
-        return MemoryRules(
-            exemplars=self.exemplars,
-            total=self.total_exemplars,
-            least=self.least_exemplars,
-            losses=Losses(distillation=self.distillation),
-            tune_epochs=self.tune_epochs,
-            tune_lr_ratio=self.tune_lr_ratio,
-            scale=self.scale,
-        )
+    """Training on exemplars of earlier classes and on samples of new ones; options as in `AbstractMemory`."""

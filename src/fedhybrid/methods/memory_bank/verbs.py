@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import math
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import final
@@ -18,6 +17,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from fedhybrid.errors import ConfigError
 from fedhybrid.methods.averaging import AbstractFederated, averaged_by_samples, tasks_for_cohort
 from fedhybrid.methods.local import train_locally
 from fedhybrid.methods.memory_bank.bank import Bank, room_for
@@ -100,13 +100,48 @@ class MemoryRules:
         return max(classes * room_for(self.exemplars, self.total, classes), self.total)
 
 
+@dataclass(frozen=True, kw_only=True)
 class AbstractMemory(AbstractFederated):
-    """Methods whose clients keep exemplars of the classes that they have seen."""
+    """Methods whose clients keep exemplars of the classes that they have seen.
+
+    Attributes:
+        exemplars: Of a class, on each client.
+        total_exemplars: Of all classes, on each client; above 0 it replaces `exemplars`.
+        least_exemplars: A client whose memory does not hold as many keeps half, and so on down to this; 0: never.
+        distillation: Weight of 1 - cosine of the features to those of the encoder before the task.
+        scale: Of the cosines, to begin with; it is trained.
+        tune_epochs: Passes over all exemplars, with the encoder frozen, in a task's last round; 0: none.
+        tune_lr_ratio: Of the learning rate, then.
+    """
+
+    exemplars: int = 20
+    total_exemplars: int = 0
+    least_exemplars: int = 0
+    distillation: float = 5.0
+    scale: float = 10.0
+    tune_epochs: int = 20
+    tune_lr_ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        if problems := self._problems():
+            raise ConfigError(problems)
+
+    def _problems(self) -> list[str]:
+        """What is wrong with the options; a method adds its own."""
+        return self.rules.problems()
 
     @property
-    @abstractmethod
     def rules(self) -> MemoryRules:
-        """What it is."""
+        """What it is; a method adds how the memory is read."""
+        return MemoryRules(
+            exemplars=self.exemplars,
+            total=self.total_exemplars,
+            least=self.least_exemplars,
+            losses=Losses(distillation=self.distillation),
+            tune_epochs=self.tune_epochs,
+            tune_lr_ratio=self.tune_lr_ratio,
+            scale=self.scale,
+        )
 
     @property
     def plans(self) -> bool:
