@@ -17,6 +17,7 @@ from fedhybrid.graph import call_loss
 from fedhybrid.models import build_model
 
 SMALL: dict[str, dict[str, Any]] = {
+    "bert": {"depth": 2, "dim": 16, "heads": 2},
     "char-gpt": {"depth": 1, "dim": 16, "heads": 2},
     "char-lstm": {"hidden": 12},
     "cnn": {"width": 0.5},
@@ -28,7 +29,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "vit": {"depth": 3, "dim": 24, "heads": 3},
 }
 IMAGE = (3, 16, 16)
-OTHER_INPUTS: dict[str, tuple[int, ...]] = {"char-gpt": (12,), "char-lstm": (6,), "cnn1d": (3, 16)}
+OTHER_INPUTS: dict[str, tuple[int, ...]] = {
+    "bert": (12,),
+    "char-gpt": (12,),
+    "char-lstm": (6,),
+    "cnn1d": (3, 16),
+}
 CLASSES = 10
 UNFUSED = ("char-lstm",)  # captured without oneDNN's fused recurrent kernels, whose bits are others
 OPTIMIZERS = {
@@ -46,7 +52,7 @@ def small_model(name: str, **options: Any) -> nn.Module:
 
 
 def example_inputs(shape: tuple[int, ...], batch: int, generator: torch.Generator, classes: int = CLASSES) -> Tensor:
-    """Samples as data sets make them: one dimension is a text, whose characters are the classes."""
+    """Samples as data sets make them: one dimension is a text, with as many tokens as classes."""
     if len(shape) == 1:
         return torch.randint(0, classes, (batch, *shape), generator=generator)
     return torch.randn(batch, *shape, generator=generator)

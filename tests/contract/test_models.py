@@ -15,12 +15,15 @@ from fedhybrid.models.transformer import Block
 
 IMAGES = [(1, 16, 16), (2, 28, 28), (3, 32, 32)]
 SHAPES: dict[str, list[tuple[int, ...]]] = {
+    "bert": [(1,), (10,), (80,)],
     "char-gpt": [(1,), (10,), (80,)],
     "char-lstm": [(1,), (10,), (80,)],
     "cnn1d": [(1, 4), (9, 128), (3, 30)],
 }
-CONVNETS = sorted(set(MODELS) - {"char-gpt", "char-lstm", "fourier", "vit"})
+TEXT_MODELS = ["bert", "char-gpt", "char-lstm"]
+CONVNETS = sorted(set(MODELS) - {*TEXT_MODELS, "fourier", "vit"})
 SMALL: dict[str, dict[str, Any]] = {
+    "bert": {"depth": 2, "dim": 24, "heads": 3},
     "char-gpt": {"depth": 2, "dim": 24, "heads": 3},
     "char-lstm": {"hidden": 48, "embedding": 16},
     "cnn": {"width": 0.25},
@@ -31,7 +34,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "resnet20": {"width": 0.5},
     "vit": {"depth": 2, "dim": 24, "heads": 3},
 }
-SMALL_SHAPES: dict[str, tuple[int, ...]] = {"char-gpt": (10,), "char-lstm": (10,), "cnn1d": (3, 32)}
+SMALL_SHAPES: dict[str, tuple[int, ...]] = dict.fromkeys(TEXT_MODELS, (10,)) | {"cnn1d": (3, 32)}
 CASES = [(name, shape) for name in sorted(MODELS) for shape in SHAPES.get(name, IMAGES)]
 
 
@@ -93,7 +96,7 @@ def test_data_of_another_kind_are_refused(name: str, shape: tuple[int, ...]) -> 
         build_model(name, input_shape=shape, classes=7, seed=0, options=SMALL[name])
         return
     with pytest.raises(
-        ConfigError, match=r"needs inputs of (channels x height x width|channels x moments|characters),"
+        ConfigError, match=r"needs inputs of (channels x height x width|channels x moments|characters|tokens),"
     ):
         build_model(name, input_shape=shape, classes=7, seed=0, options=SMALL[name])
 
@@ -139,7 +142,7 @@ def test_width_scales_the_model(name: str) -> None:
             small(name, width=wrong)
 
 
-@pytest.mark.parametrize("name", ["char-gpt", "mobilenet_v2", "vit"])
+@pytest.mark.parametrize("name", ["bert", "char-gpt", "mobilenet_v2", "vit"])
 def test_dropout_is_random_in_training_only(name: str) -> None:
     model, x = small(name, dropout=0.5), inputs(small_shape(name), 8)
     assert not torch.equal(model(x), model(x))
@@ -149,7 +152,7 @@ def test_dropout_is_random_in_training_only(name: str) -> None:
         small(name, dropout=1.0)
 
 
-@pytest.mark.parametrize("name", ["char-gpt", "char-lstm"])
+@pytest.mark.parametrize("name", TEXT_MODELS)
 def test_text_models_read_the_whole_window_in_order(name: str) -> None:
     model, x = small(name).eval(), inputs((10,), 4)
     scores = model(x)
@@ -158,7 +161,21 @@ def test_text_models_read_the_whole_window_in_order(name: str) -> None:
     for place in range(10):
         changed = x.clone()
         changed[:, place] = (x[:, place] + 1) % 7
-        assert not torch.equal(model(changed), scores), f"character {place} has no say"
+        assert not torch.equal(model(changed), scores), f"token {place} has no say"
+
+
+@pytest.mark.parametrize("name", TEXT_MODELS)
+def test_a_text_may_have_more_tokens_than_classes(name: str) -> None:
+    def built(**tokens: int) -> nn.Module:
+        return build_model(name, input_shape=(10,), classes=7, seed=0, options=SMALL[name], **tokens)
+
+    assert built(tokens=50)(torch.full((2, 10), 49)).shape == (2, 7)
+    with pytest.raises(IndexError):
+        built()(torch.full((2, 10), 7))
+    with pytest.raises(ConfigError, match="has no option 'tokens'"):
+        small(name, tokens=50)
+    with pytest.raises(ConfigError, match="cannot be made"):
+        built(tokens=-1)
 
 
 def test_no_character_of_gpt_sees_those_after_it() -> None:
@@ -173,19 +190,34 @@ def test_no_character_of_gpt_sees_those_after_it() -> None:
     assert not torch.allclose(states[0][:, 6:], states[1][:, 6:], atol=1e-6)
 
 
-def test_the_last_block_of_gpt_works_out_what_a_whole_block_would() -> None:
-    model, x = small("char-gpt").eval(), torch.randn(4, 10, 24)
+@pytest.mark.parametrize(("name", "tokens"), [("bert", 11), ("char-gpt", 10)])
+def test_the_last_block_works_out_what_a_whole_block_would(name: str, tokens: int) -> None:
+    model, x = small(name).eval(), torch.randn(4, tokens, 24)
     assert isinstance(model.blocks, nn.Sequential)
     last = model.blocks[-1]
-    whole = Block(24, 3, 96, 0.0, causal=True).eval()
+    whole = Block(24, 3, 96, 0.0, causal=name == "char-gpt").eval()
     whole.load_state_dict(last.state_dict())
     assert last(x).shape == (4, 1, 24)
     assert torch.allclose(last(x), whole(x)[:, -1:], atol=1e-5)
 
 
+def test_every_token_of_bert_sees_all_others() -> None:
+    model, x = small("bert").eval(), inputs((10,), 4)
+    states: list[torch.Tensor] = []
+    assert isinstance(model.blocks, nn.Sequential)
+    model.blocks[0].register_forward_hook(lambda module, given, output: states.append(output))
+    model(x)
+    x[:, 6] = (x[:, 6] + 1) % 7
+    model(x)
+    assert states[0].shape == (4, 11, 24), "the classifier's token is one more"
+    changed = (states[0] != states[1]).any(dim=2)
+    assert bool(changed.all())
+
+
 @pytest.mark.parametrize(
     ("name", "options", "told"),
     [
+        ("bert", {"dim": 25}, "heads divide dim"),
         ("char-gpt", {"heads": 5}, "heads divide dim"),
         ("char-gpt", {"depth": 0}, "must be positive"),
         ("char-lstm", {"hidden": 0, "layers": 0}, "hidden must be at least 1"),

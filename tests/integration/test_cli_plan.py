@@ -68,6 +68,13 @@ class TestAnswer:
         )
         assert narrow["resident_bytes"] < wide["resident_bytes"]
 
+    def test_a_text_has_as_many_tokens_as_are_told(self) -> None:
+        step = ("bert", "dim=16", "--batch", "2", "--input", "8", "--classes", "3", "--budget", "100%", "--json")
+        few, many = (fedhybrid("plan", *step, *more) for more in ((), ("--tokens", "103")))
+        assert few.code == many.code == 0, (few.err, many.err)
+        more_bytes = json.loads(many.out)["resident_bytes"] - json.loads(few.out)["resident_bytes"]
+        assert more_bytes == 100 * 16 * 4 * 2, "weights and momentum"
+
     def test_out_holds_plan_and_picture(self, tmp_path: Path) -> None:
         ran = plan("--budget", "100%", "--out", tmp_path / "new", "--json")
         assert ran.code == 0, ran.err
@@ -107,6 +114,8 @@ class TestRefusal:
             (("--budget", "50%", "--solver", "gredy"), "unknown solver 'gredy'"),
             (("--budget", "50%", "--actions", "recomputed"), "recompute"),
             (("--budget", "50%", "--lr", "-1"), "--lr must be"),
+            (("--budget", "50%", "--tokens", "0"), "--tokens must be at least 1, got 0"),
+            (("--budget", "50%", "--tokens", "9"), "--tokens is for texts, whose --input is one number"),
             (("--budget", "50%", "--time-limit", "0"), "--time-limit must be"),
             (("--budget", "50%", "--plan", "no/such.json"), "no/such.json"),
         ],

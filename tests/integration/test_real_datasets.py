@@ -55,3 +55,19 @@ def test_shakespeare() -> None:
     assert data.test_ids is not None
     assert len(np.unique(data.natural_ids)) == len(np.unique(data.test_ids)) == 823
     assert np.bincount(data.natural_ids).min() == 32
+
+
+@pytest.mark.skipif(not (ROOT / "shakespeare").is_dir(), reason="needs FEDHYBRID_DATA with shakespeare")
+def test_shakespeare_plays() -> None:
+    data = load_dataset("shakespeare-plays", ROOT)
+    assert (len(data.train), len(data.test), data.input_shape) == (33_969, 3_773, (64,))
+    assert (data.classes, data.tokens) == (36, 2048)
+    assert data.natural_ids is not None
+    assert data.test_ids is not None
+    assert len(np.unique(data.natural_ids)) == len(np.unique(data.test_ids)) == 472
+    assert np.bincount(data.natural_ids).min() == 12
+    for split in (data.train, data.test):
+        assert len(split.labels.unique()) == 36
+        x, _ = split.batch(slice(None))
+        known = float((x > 0).float().mean())
+        assert known == pytest.approx(0.863, abs=0.01), "most words are known, and no fewer in the test"

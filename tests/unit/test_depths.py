@@ -15,7 +15,7 @@ from fedhybrid.models.depths import first_levels, level_names, levels_of, with_c
 from fedhybrid.models.ordered import parts_of
 from fedhybrid.tree import tensors_of
 
-MODELS = ("char-gpt", "cnn", "cnn1d", "mobilenet_v2", "resnet18", "resnet20", "vit")
+MODELS = ("bert", "char-gpt", "cnn", "cnn1d", "mobilenet_v2", "resnet18", "resnet20", "vit")
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -16,7 +16,8 @@ from fedhybrid.models.exits import Layout, exit_names, layout_of, until, with_ex
 from fedhybrid.models.ordered import in_order, parts_of
 from fedhybrid.tree import Tensors, tensors_of
 
-MODELS = ("char-gpt", "cnn", "cnn1d", "mobilenet_v2", "resnet20", "vit")
+MODELS = ("bert", "char-gpt", "cnn", "cnn1d", "mobilenet_v2", "resnet20", "vit")
+TOKENS = ("bert", "char-gpt", "vit")
 
 
 def adapted(name: str) -> tuple[nn.Module, nn.Module, Layout]:
@@ -55,7 +56,7 @@ class TestModels:
                 weight, bias = (tensors_of(model)[key] for key in exit_names(last))
                 features = in_order(list(islice(parts_of(plain.eval()), last)), x)
                 while features.ndim > 2:  # the dimension that is no channel is averaged over
-                    features = features.mean(dim=1 if features.ndim == 3 and name in ("vit", "char-gpt") else -1)
+                    features = features.mean(dim=1 if features.ndim == 3 and name in TOKENS else -1)
                 torch.testing.assert_close(scores, nn.functional.linear(features, weight, bias), rtol=1e-5, atol=1e-5)
 
     def test_its_step_trains_what_is_chosen_and_the_exit(self, name: str) -> None:

@@ -18,6 +18,7 @@ from fedhybrid.tree import Tensors, tensors_of
 CLASSES = 10
 # Input shape, options of the whole network, options of the one that is built with half of its channels.
 HALVED: dict[str, tuple[tuple[int, ...], dict[str, Any], dict[str, Any]]] = {
+    "bert": ((12,), {"dim": 32, "heads": 4}, {"dim": 16, "heads": 4}),
     "char-gpt": ((12,), {"dim": 32, "heads": 4}, {"dim": 16, "heads": 4}),
     "char-lstm": ((12,), {"hidden": 16, "layers": 2}, {"hidden": 8, "layers": 2, "embedding": 4}),
     "cnn": ((1, 8, 8), {"width": 0.5, "norm": "group"}, {"width": 0.25, "norm": "group"}),
@@ -38,7 +39,7 @@ def model_of(name: str, options: dict[str, Any] | None = None, seed: int = 1) ->
 def inputs_of(name: str) -> Tensor:
     shape = HALVED.get(name, ((3, 16, 16), {}, {}))[0]
     generator = torch.Generator().manual_seed(2)
-    if name.startswith("char"):
+    if len(shape) == 1:
         return torch.randint(0, CLASSES, (4, *shape), generator=generator)
     return torch.randn(4, *shape, generator=generator)
 
@@ -68,7 +69,7 @@ class TestModels:
         whole, narrow = tensors_of(model), tensors_of(narrowed(model, 0.25))
         first, last = next(iter(whole)), f"{last_layer(model)}.weight"
         first = next((n for n in ("embedding.weight", "patches.weight") if n in whole), first)
-        kept = 0 if name.startswith("char") else 1
+        kept = 0 if inputs_of(name).ndim == 2 else 1
         assert narrow[first].shape[kept] == whole[first].shape[kept]
         assert narrow[last].shape[0] == CLASSES
         assert narrow[last].shape[1] < whole[last].shape[1]

@@ -17,12 +17,13 @@ MODELS = {
     "resnet20": ((3, 16, 16), {"width": 0.25}),
     "mobilenet_v2": ((3, 16, 16), {"width": 0.25}),
     "vit": ((3, 16, 16), {"depth": 2, "dim": 24, "token": "class"}),
+    "bert": ((12,), {"depth": 2}),
     "char-gpt": ((12,), {"depth": 2}),
 }
 
 
 def sample(name: str, shape: tuple[int, ...]) -> Tensor:
-    return torch.randint(10, (2, *shape)) if name == "char-gpt" else torch.randn(2, *shape)
+    return torch.randint(10, (2, *shape)) if len(shape) == 1 else torch.randn(2, *shape)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -14,7 +14,7 @@ from fedhybrid.executor.tensor_times import tensor_times
 from fedhybrid.records import TensorTimes
 
 DEVICE = load_profile("raspberry-pi-4")
-QUICK = ("char-gpt", "char-lstm", "cnn", "cnn1d", "resnet20", "vit")
+QUICK = ("bert", "char-gpt", "char-lstm", "cnn", "cnn1d", "resnet20", "vit")
 
 
 def step_of(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> PreparedStep:

@@ -21,6 +21,7 @@ __all__ = [
     "SolverOption",
     "ThreadsOption",
     "TimeLimitOption",
+    "TokensOption",
 ]
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model's name, or package.module:factory.")]
@@ -32,6 +33,9 @@ InputOption = Annotated[
     str, typer.Option("--input", metavar="CxHxW", help="Shape of one sample: 3x32x32, 9x128 (signal) or 80 (text).")
 ]
 ClassesOption = Annotated[int, typer.Option(help="Outputs of the model.")]
+TokensOption = Annotated[
+    int | None, typer.Option(help="Different tokens of a text; if not given, as many as --classes.")
+]
 OptimizerOption = Annotated[str, typer.Option(metavar="NAME", help="sgd (momentum 0.9), adam or adamw.")]
 LrOption = Annotated[
     float | None, typer.Option(help="Learning rate; if not given, 0.05 for sgd, 0.001 for adam and adamw.")

@@ -23,6 +23,7 @@ from fedhybrid.cli.options import (
     SolverOption,
     ThreadsOption,
     TimeLimitOption,
+    TokensOption,
 )
 
 __all__ = ["pareto"]
@@ -38,6 +39,7 @@ def pareto(
         str, typer.Option(metavar="B,B,...", help='Budgets to plan for; bare numbers are per cent, "96 MiB" works too.')
     ] = "100,80,60,50,40,30,20,10",
     classes: ClassesOption = 10,
+    tokens: TokensOption = None,
     optimizer: OptimizerOption = "sgd",
     lr: LrOption = None,
     actions: ActionsOption = "",
@@ -76,6 +78,7 @@ def pareto(
             batch=batch,
             input_text=input_text,
             classes=classes,
+            tokens=tokens,
             optimizer=optimizer,
             lr=lr,
             threads=threads,

@@ -23,6 +23,7 @@ from fedhybrid.cli.options import (
     SolverOption,
     ThreadsOption,
     TimeLimitOption,
+    TokensOption,
 )
 
 __all__ = ["plan"]
@@ -38,6 +39,7 @@ def plan(
         str | None, typer.Option(metavar="BYTES", help='What the step may hold: "96 MiB", "1.5 GB" or "40%".')
     ] = None,
     classes: ClassesOption = 10,
+    tokens: TokensOption = None,
     optimizer: OptimizerOption = "sgd",
     lr: LrOption = None,
     actions: ActionsOption = "",
@@ -89,6 +91,7 @@ def plan(
             batch=batch,
             input_text=input_text,
             classes=classes,
+            tokens=tokens,
             optimizer=optimizer,
             lr=lr,
             threads=threads,

@@ -36,6 +36,7 @@ class Subject:
     optimizer: str
     lr: float | None
     threads: int | None
+    tokens: int | None = None
 
     @property
     def title(self) -> str:
@@ -62,6 +63,8 @@ def build(subject: Subject, problems: list[str]) -> Built | None:
     before = len(problems)
     problems += _number_problems(subject)
     shape = attempt(problems, lambda: parse_shape(subject.input_text))
+    if subject.tokens is not None and shape is not None and len(shape) != 1:
+        problems.append(f"--tokens is for texts, whose --input is one number such as 80; got {subject.input_text}")
     options = attempt(problems, lambda: parse_assignments(subject.options))
     attempt(problems, lambda: lookup("optimizer", DEFAULT_LR, subject.optimizer))
     # A wrong shape must not hide a wrong model: the model is then built for some other shape and thrown away.
@@ -71,8 +74,8 @@ def build(subject: Subject, problems: list[str]) -> Built | None:
     assert shape is not None
     assert model is not None
     draw = torch.Generator().manual_seed(0)
-    if len(shape) == 1:  # text: the alphabet is what is told apart
-        x = torch.randint(subject.classes, (subject.batch, *shape), generator=draw)
+    if len(shape) == 1:
+        x = torch.randint(subject.tokens or subject.classes, (subject.batch, *shape), generator=draw)
     else:
         x = torch.randn(subject.batch, *shape, generator=draw)
     y = torch.randint(subject.classes, (subject.batch,), generator=draw)
@@ -98,7 +101,14 @@ def _logs_silent() -> Iterator[None]:
 
 
 def _model_of(subject: Subject, shape: tuple[int, ...], options: Mapping[str, Any]) -> nn.Module:
-    return build_model(subject.model, input_shape=shape, classes=max(subject.classes, 1), seed=0, options=options)
+    return build_model(
+        subject.model,
+        input_shape=shape,
+        classes=max(subject.classes, 1),
+        tokens=None if subject.tokens is None else max(subject.tokens, 1),
+        seed=0,
+        options=options,
+    )
 
 
 def _optimizer_of(subject: Subject) -> Optimizer:
@@ -115,6 +125,7 @@ def _number_problems(subject: Subject) -> list[str]:
     limits = [
         ("--batch", subject.batch, subject.batch >= 1, "at least 1"),
         ("--classes", subject.classes, subject.classes >= 1, "at least 1"),
+        ("--tokens", subject.tokens, subject.tokens is None or subject.tokens >= 1, "at least 1"),
         ("--lr", subject.lr, subject.lr is None or subject.lr >= 0, "0 or more"),
         ("--threads", subject.threads, subject.threads is None or subject.threads >= 1, "at least 1"),
     ]

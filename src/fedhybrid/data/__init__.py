@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedhybrid.data.cifar10 import load_cifar10
 from fedhybrid.data.digits import load_digits
 from fedhybrid.data.fashion_mnist import load_fashion_mnist
 from fedhybrid.data.hub import HUB_PREFIX, hub_loader, load_hub
 from fedhybrid.data.partition import PartitionSpec, dirichlet, drawn, iid, label_shards, natural
+from fedhybrid.data.plays import load_plays
 from fedhybrid.data.shakespeare import load_shakespeare
 from fedhybrid.data.shards import DealtShards, DrawnShards, Shards
 from fedhybrid.data.split import Dataset, ImageSplit, SignalSplit, Split, TextSplit
@@ -21,6 +23,7 @@ from fedhybrid.registry import lookup
 
 __all__ = [
     "DATASETS",
+    "HELD_ALONE",
     "HUB_PREFIX",
     "PARTITIONS",
     "Dataset",
@@ -43,6 +46,7 @@ DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
     "digits": load_digits,
     "fashion-mnist": load_fashion_mnist,
     "shakespeare": load_shakespeare,
+    "shakespeare-plays": load_plays,
     "uci-har": load_uci_har,
 }
 
@@ -53,6 +57,8 @@ PARTITIONS: dict[str, Callable[[IntArray, PartitionSpec], Shards]] = {
     "natural": natural,
     "shards": label_shards,
 }
+
+HELD_ALONE = ("dirichlet", "natural")  # these can deal classes to some of the clients alone
 
 
 def find_loader(name: str) -> Callable[[Path | None], Dataset]:
@@ -85,6 +91,7 @@ def partition_data(
     shards_per_client: int = 2,
     samples_per_client: int = 64,
     natural_ids: IntArray | None = None,
+    holders: Mapping[int, NDArray[np.bool_]] | None = None,
 ) -> Shards:
     """Sorted sample numbers of each client: disjoint, covering all samples, at least one each; but see "drawn".
 
@@ -97,9 +104,11 @@ def partition_data(
         shards_per_client: Read by "shards".
         samples_per_client: Read by "drawn".
         natural_ids: Read by "natural".
+        holders: Which clients may hold samples of a class, for classes that not all may; read by "dirichlet" and
+            "natural", which then leaves the others' samples out.
 
     Raises:
-        ConfigError: Unknown name, an option outside its range, or more clients than samples.
+        ConfigError: Unknown name, an option outside its range, more clients than samples, or a client left with none.
 
     >>> shards = partition_data("iid", np.zeros(4, np.int64), clients=2, seed=0, alpha=1.0)
     >>> shards[0].tolist(), shards[1].tolist()
@@ -112,5 +121,6 @@ def partition_data(
         shards_per_client=shards_per_client,
         samples_per_client=samples_per_client,
         natural_ids=natural_ids,
+        holders=holders or {},
     )
     return lookup("partition", PARTITIONS, name)(np.asarray(labels, dtype=np.int64), spec)

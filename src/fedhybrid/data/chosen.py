@@ -14,7 +14,7 @@ from fedhybrid.data.split import Dataset, Indices, Split
 from fedhybrid.errors import ConfigError
 from fedhybrid.records import IntArray
 
-__all__ = ["ChosenSplit", "of_classes", "rows_of_classes", "without"]
+__all__ = ["ChosenSplit", "of_classes", "rows_of_classes", "tested_by", "without"]
 
 
 @final
@@ -93,6 +93,12 @@ def without(dataset: Dataset, rows: IntArray) -> Dataset:
     left = np.setdiff1d(np.arange(len(dataset.train)), rows)
     ids = None if dataset.natural_ids is None else dataset.natural_ids[left]
     return replace(dataset, train=ChosenSplit(dataset.train, left), natural_ids=ids)
+
+
+def tested_by(dataset: Dataset, rows: IntArray) -> Dataset:
+    """The data set with these test samples alone."""
+    ids = None if dataset.test_ids is None else dataset.test_ids[rows]
+    return replace(dataset, test=ChosenSplit(dataset.test, rows), test_ids=ids)
 
 
 def _renumbered(labels: Tensor, classes: Sequence[int]) -> Tensor:

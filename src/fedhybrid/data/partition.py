@@ -1,15 +1,18 @@
 """Who holds which sample: four ways to deal a training set out to clients, and one to draw from it.
 
-Every deal gives sorted sample numbers per client, no sample twice, all samples dealt and at least one sample each.
+Every deal gives sorted sample numbers per client, no sample twice, all samples dealt and at least one sample each;
+`natural` alone leaves samples out, those of people whose devices may not hold their class (`PartitionSpec.holders`).
 Every way is a function of labels, options and seed alone.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedhybrid.data.shards import DealtShards, DrawnShards, dirichlet_shares
 from fedhybrid.errors import ConfigError
@@ -31,6 +34,7 @@ class PartitionSpec:
         shards_per_client: Pieces that each client of `shards` gets.
         samples_per_client: Samples that each client of `drawn` gets.
         natural_ids: Whose sample each sample is, for `natural`.
+        holders: Which clients may hold samples of a class, for classes that not all may; for `dirichlet` and `natural`.
     """
 
     clients: int
@@ -39,6 +43,7 @@ class PartitionSpec:
     shards_per_client: int = 2
     samples_per_client: int = 64
     natural_ids: IntArray | None = None
+    holders: Mapping[int, NDArray[np.bool_]] = field(default_factory=dict)
 
     def rng(self, purpose: str) -> np.random.Generator:
         """A generator that depends on the seed and the purpose alone."""
@@ -60,7 +65,8 @@ def dirichlet(labels: IntArray, spec: PartitionSpec) -> DealtShards:
     Nonparametric Federated Learning of Neural Networks", ICML 2019.
     Differs: implementations draw again until no client is empty, which need never happen with many clients and a small
     alpha. Here each empty client, in order of its number, takes one random sample from the client that then holds the
-    most (the lowest number among equals); all other shares stay as drawn.
+    most (the lowest number among equals); all other shares stay as drawn. A class that has `holders` is shared out
+    among them, and an empty client is given a sample that it may hold.
     """
     _check_clients(labels, spec)
     _check_alpha("dirichlet", spec)
@@ -68,23 +74,47 @@ def dirichlet(labels: IntArray, spec: PartitionSpec) -> DealtShards:
     owner = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        share_ratio = dirichlet_shares(rng, spec.alpha, spec.clients)
+        holders = _holders(spec, int(label))
+        share_ratio = dirichlet_shares(rng, spec.alpha, len(holders))
         cuts = np.floor(np.cumsum(share_ratio)[:-1] * len(members)).astype(np.int64)
         ends = np.concatenate([np.minimum(cuts, len(members)), [len(members)]])
-        owner[members] = np.repeat(np.arange(spec.clients), np.diff(ends, prepend=0))
+        owner[members] = np.repeat(holders, np.diff(ends, prepend=0))
     dealt = DealtShards.by_owner(owner, spec.clients)
-    sizes = dealt.sizes
-    if sizes.all():
-        return dealt
+    return dealt if dealt.sizes.all() else _without_empty(dealt, labels, spec, rng)
+
+
+def _holders(spec: PartitionSpec, label: int) -> IntArray:
+    """Clients that may hold samples of this class, ascending."""
+    return np.flatnonzero(spec.holders[label]) if label in spec.holders else np.arange(spec.clients)
+
+
+def _without_empty(dealt: DealtShards, labels: IntArray, spec: PartitionSpec, rng: np.random.Generator) -> DealtShards:
+    """Each client that has nothing gets one sample of the client that has the most that it may hold."""
     held = [dealt[client] for client in range(spec.clients)]
+    sizes = dealt.sizes
     for client in np.flatnonzero(sizes == 0):
-        donor = int(np.argmax(sizes))
-        taken = int(rng.integers(sizes[donor]))
-        held[client] = held[donor][taken : taken + 1]
-        held[donor] = np.delete(held[donor], taken)
+        barred = _barred(spec, int(client))
+        free, spare = held, sizes
+        if barred:
+            free = [part[~np.isin(labels[part], barred)] for part in held]
+            spare = np.where(sizes > 1, [len(part) for part in free], 0)
+        donor = int(np.argmax(spare))
+        if spare[donor] == 0:
+            raise ConfigError(
+                f"client {client} gets no sample: its tier may hold none of the classes that others can spare; let "
+                "fewer classes be held alone, or make data.alpha larger"
+            )
+        taken = free[donor][int(rng.integers(spare[donor]))]
+        held[client] = np.array([taken])
+        held[donor] = held[donor][held[donor] != taken]
         sizes[donor] -= 1
         sizes[client] = 1
     return DealtShards.of(held)
+
+
+def _barred(spec: PartitionSpec, client: int) -> list[int]:
+    """Classes that this client may not hold."""
+    return [label for label, may in spec.holders.items() if not may[client]]
 
 
 def drawn(labels: IntArray, spec: PartitionSpec) -> DrawnShards:
@@ -138,7 +168,8 @@ def label_shards(labels: IntArray, spec: PartitionSpec) -> DealtShards:
 def natural(labels: IntArray, spec: PartitionSpec) -> DealtShards:
     """Each person's samples stay together; for data sets that know their people.
 
-    With fewer clients than people, the people are dealt out at random, as evenly as their number allows.
+    With fewer clients than people, the people are dealt out at random, as evenly as their number allows. Samples of
+    classes that a person's device may not hold (`holders`) are nobody's.
     """
     _check_clients(labels, spec)
     if spec.natural_ids is None:
@@ -154,10 +185,24 @@ def natural(labels: IntArray, spec: PartitionSpec) -> DealtShards:
             f"data.clients is {spec.clients:,}, but the dataset has {len(people):,} natural clients; ask for at most "
             f"{len(people):,}"
         )
-    if spec.clients == len(people):
-        return DealtShards.by_owner(person, spec.clients)
-    client_of = spec.rng("natural").permutation(len(people)) % spec.clients
-    return DealtShards.by_owner(client_of[person], spec.clients)
+    owner = person
+    if spec.clients < len(people):
+        owner = (spec.rng("natural").permutation(len(people)) % spec.clients)[person]
+    return _as_allowed(DealtShards.by_owner(owner, spec.clients), labels, spec)
+
+
+def _as_allowed(dealt: DealtShards, labels: IntArray, spec: PartitionSpec) -> DealtShards:
+    """Without samples of classes that a client may not hold."""
+    if not spec.holders:
+        return dealt
+    parts = [dealt[client] for client in range(spec.clients)]
+    held = [part[~np.isin(labels[part], _barred(spec, client))] for client, part in enumerate(parts)]
+    if empty := [client for client, part in enumerate(held) if not len(part)]:
+        raise ConfigError(
+            f"{len(empty)} clients ({', '.join(map(str, empty[:5]))}{', ...' if len(empty) > 5 else ''}) have samples "
+            "of such classes alone as other tiers hold alone; take some out of data.alone_classes"
+        )
+    return DealtShards.of(held)
 
 
 def _check_clients(labels: IntArray, spec: PartitionSpec) -> None:

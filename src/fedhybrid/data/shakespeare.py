@@ -13,27 +13,22 @@ characters are in the alphabet, which is that of the whole file in the order of 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from fedhybrid.data.files import find_folder, require_root
+from fedhybrid.data.roles import joined, read_roles, training_length
 from fedhybrid.data.split import Dataset, TextSplit
 from fedhybrid.errors import ConfigError
 from fedhybrid.records import IntArray
 
 __all__ = ["load_shakespeare"]
 
-_FOLDERS = ("shakespeare", ".")
-_FILE = "roles.json"
 _WINDOW = 80
-_TRAIN_PERCENT = 80
 _TRAIN_STRIDE, _TEST_STRIDE = 8, 32
 _LEAST_TRAIN_WINDOWS = 32
-_EXPECTED = '{"users": [names], "user_data": {name: {"lines": [texts]}}}'
 
 
 def load_shakespeare(root: Path | None = None) -> Dataset:
@@ -42,28 +37,34 @@ def load_shakespeare(root: Path | None = None) -> Dataset:
     Raises:
         ConfigError: The file is missing or damaged, or no role is long enough.
     """
-    root = require_root("shakespeare", root, f"{_FOLDERS[0]}/{_FILE}")
-    folder, missing = find_folder(root, _FOLDERS, (_FILE,))
-    if folder is None:
-        raise ConfigError(f"dataset 'shakespeare': {missing}; give the folder above {_FOLDERS[0]} with data.root=DIR")
-    texts = _read(folder / _FILE)
+    path, roles = read_roles("shakespeare", root)
+    texts = [text for _, text in roles]
     alphabet = "".join(sorted(set().union(*texts)))
     train, test = _starts([len(text) for text in texts])
     if not any(map(len, train)):
         raise ConfigError(
-            f"{folder / _FILE}: no role has the {_LEAST_TRAIN_WINDOWS} training windows of {_WINDOW} characters that a "
+            f"{path}: no role has the {_LEAST_TRAIN_WINDOWS} training windows of {_WINDOW} characters that a "
             f"client needs; the longest has {max(map(len, texts), default=0):,} characters"
         )
     text = torch.from_numpy(_codes("".join(texts), alphabet))
     halves, ids = [], []
-    for starts in (train, test):
-        halves.append(TextSplit(text=text, starts=torch.from_numpy(np.concatenate(starts)), window=_WINDOW))
-        ids.append(np.repeat(np.arange(len(starts)), [len(each) for each in starts]))
+    for each in (train, test):
+        starts, owners = joined(each)
+        halves.append(
+            TextSplit(
+                text=text,
+                starts=torch.from_numpy(starts),
+                labels=text[torch.from_numpy(starts + _WINDOW)].to(torch.int64),
+                window=_WINDOW,
+            )
+        )
+        ids.append(owners)
     return Dataset(
         name="shakespeare",
         train=halves[0],
         test=halves[1],
         classes=len(alphabet),
+        tokens=len(alphabet),
         natural_ids=ids[0],
         test_ids=ids[1],
     )
@@ -75,7 +76,7 @@ def _starts(lengths: list[int]) -> tuple[list[IntArray], list[IntArray]]:
     test: list[IntArray] = []
     begin = 0
     for length in lengths:
-        cut = length * _TRAIN_PERCENT // 100
+        cut = training_length(length)
         first = np.arange(0, cut - _WINDOW, _TRAIN_STRIDE)
         if len(first) >= _LEAST_TRAIN_WINDOWS:
             train.append(begin + first)
@@ -89,17 +90,3 @@ def _codes(text: str, alphabet: str) -> np.ndarray[Any, np.dtype[Any]]:
     points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
     known = np.frombuffer(alphabet.encode("utf-32-le"), dtype="<u4")
     return np.searchsorted(known, points).astype(np.uint8 if len(alphabet) <= 256 else np.int32)
-
-
-def _read(path: Path) -> list[str]:
-    """The text of each role, its lines joined by line ends."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        lines = [raw["user_data"][user]["lines"] for user in raw["users"]]
-        if not all(isinstance(each, list) for each in lines):
-            raise TypeError("lines must be a list of texts")
-        texts = ["\n".join(each) for each in lines]
-        "".join(texts).encode("utf-32-le")  # refuses half characters, which JSON can hold
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: needs JSON of the form {_EXPECTED}: {type(error).__name__}: {error}") from error
-    return texts

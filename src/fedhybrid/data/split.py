@@ -112,19 +112,21 @@ class SignalSplit:
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TextSplit:
-    """Windows of a text, each with the character that follows it as its label.
+    """Windows of a text, whose tokens are characters or words.
 
     Windows overlap, so only the text is stored and a batch cuts its windows out of it: half a million windows of 80
     characters take 8 MiB and not 305.
 
     Attributes:
-        text: Number of each character in the alphabet; both halves share it.
-        starts: Where each window begins; it must end, with its label, inside the text.
-        window: Characters that a model sees at once.
+        text: Number of each token, of any whole type; both halves share it.
+        starts: Where each window begins; it must end inside the text.
+        labels: Class of each window, such as the token that follows it.
+        window: Tokens that a model sees at once.
     """
 
     text: Tensor
     starts: Int64[Tensor, " n"]
+    labels: Int64[Tensor, " n"]
     window: int
 
     @property
@@ -133,17 +135,12 @@ class TextSplit:
         return (self.window,)
 
     @cached_property
-    def labels(self) -> Int64[Tensor, " n"]:
-        """The character after each window."""
-        return self.text[self.starts + self.window].to(torch.int64)
-
-    @cached_property
     def _windows(self) -> Tensor:
         """Every window of the text, as a view of it."""
         return self.text.unfold(0, self.window, 1)
 
     def batch(self, indices: Indices) -> tuple[Int64[Tensor, "b window"], Int64[Tensor, " b"]]:
-        """The chosen windows and the characters that follow them."""
+        """The chosen windows and their labels."""
         return self._windows[_rows(self.starts, indices)].to(torch.int64), _copied_rows(self.labels, indices)
 
     def __len__(self) -> int:
@@ -160,6 +157,7 @@ class Dataset:
         train: What the clients hold.
         test: What models are judged by.
         classes: How many there are.
+        tokens: How many different ones a text has, numbered from 0; None where samples are no text.
         natural_ids: Whose sample each training sample is; None where the data do not say.
         test_ids: Whose sample each test sample is, in the same numbers; None where the data do not say.
     """
@@ -168,12 +166,13 @@ class Dataset:
     train: Split
     test: Split
     classes: int
+    tokens: int | None = None
     natural_ids: IntArray | None = None
     test_ids: IntArray | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample: (channels, height, width), (channels, moments), (columns,) or (characters,)."""
+        """Shape of one sample: (channels, height, width), (channels, moments), (columns,) or (tokens,)."""
         return self.train.input_shape
 
 

@@ -69,7 +69,10 @@ def build_federation(
         shards = _or_problems(lambda: dealt(config, dataset), unsaid)
         problems += [each if each.startswith("data.") else f"data.partition: {each}" for each in unsaid]
         model = _or_problems(
-            lambda: initial_model(config, input_shape=dataset.input_shape, classes=dataset.classes), problems
+            lambda: initial_model(
+                config, input_shape=dataset.input_shape, classes=dataset.classes, tokens=dataset.tokens
+            ),
+            problems,
         )
         stream = _or_problems(lambda: stream_of(config, dataset.classes), problems)
     if fleet is not None:

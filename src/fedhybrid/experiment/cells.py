@@ -21,9 +21,10 @@ from hashlib import sha256
 from typing import Any
 
 from fedhybrid.errors import ConfigError
-from fedhybrid.experiment.check import Recipe, load_config, read_recipe, to_table, variants_of
+from fedhybrid.experiment.check import load_config, to_table, variants_of
 from fedhybrid.experiment.config import CompareTable, RunConfig
 from fedhybrid.experiment.overrides import apply_overrides, override_variant
+from fedhybrid.experiment.recipes import Recipe, read_recipe
 
 __all__ = ["Cell", "cells_of"]
 

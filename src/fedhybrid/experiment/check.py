@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from fedhybrid.data import PARTITIONS, find_loader, load_dataset
+from fedhybrid.data import HELD_ALONE, PARTITIONS, find_loader, load_dataset
 from fedhybrid.errors import ConfigError, FedHybridError
 from fedhybrid.executor import ACTIONS
 from fedhybrid.experiment.config import RunConfig
@@ -21,17 +20,17 @@ from fedhybrid.experiment.messages import recipe_problem
 from fedhybrid.experiment.options import check_options
 from fedhybrid.experiment.overrides import apply_overrides, override_variant
 from fedhybrid.experiment.parts import check_devices, faults_of, planning_of, schedule_of
+from fedhybrid.experiment.recipes import Recipe, read_recipe
 from fedhybrid.experiment.samples import pretrain_problems
 from fedhybrid.fleet import AvailabilitySpec, DelaySpec, MemorySpec, TraceSpec
 from fedhybrid.methods import find_method
-from fedhybrid.models import find_factory
+from fedhybrid.models import FROM_DATA, find_factory
 from fedhybrid.planner import SOLVERS
 from fedhybrid.registry import lookup
 from fedhybrid.selection import POLICIES
 
-__all__ = ["Recipe", "config_toml", "load_config", "read_recipe", "to_table", "variants_of"]
+__all__ = ["Recipe", "config_toml", "load_config", "to_table", "variants_of"]
 
-Recipe = str | Path | Mapping[str, Any]
 Overrides = Mapping[str, Any]
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -90,23 +89,6 @@ def config_toml(recipe: Recipe, overrides: Overrides | None = None) -> str:
     return tomli_w.dumps(to_table(load_config(recipe, overrides)))
 
 
-def read_recipe(recipe: Recipe) -> Mapping[str, Any]:
-    """What stands in a recipe, unchecked.
-
-    Raises:
-        ConfigError: A file that cannot be read, or that is not TOML.
-    """
-    if isinstance(recipe, Mapping):
-        return recipe
-    path = Path(recipe)
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"recipe {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {path} is not TOML: {error}") from error
-
-
 def _overridden(recipe: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
     """The recipe with `overrides` put in, which win over the variants' own settings."""
     raw = apply_overrides(recipe, overrides)
@@ -149,6 +131,7 @@ def _checked(raw: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
         )
         found = [problem for name, spec, given in tables for problem in _spec_problems(name, spec, given)]
         problems += found or _attempt(check_devices, config)
+        problems += _alone_problems(config)
         differences = True  # where the method is not known, nothing is said of what does not suit it
         if not any(problem.startswith(("method", "unknown method")) for problem in problems):
             problems += _attempt(schedule_of, config)
@@ -209,6 +192,23 @@ def _whole(path: str | None) -> str | None:
     return None if path is None else str(Path(path).absolute())
 
 
+def _alone_problems(config: RunConfig) -> list[str]:
+    """What does not go together where some tiers hold classes alone."""
+    data, names = config.data, [tier.name for tier in config.fleet.tiers]
+    problems = [
+        f"data.alone_tiers must name tiers of the fleet ({', '.join(names)}), got {name!r}"
+        for name in data.alone_tiers
+        if name not in names
+    ]
+    if data.alone_classes and not data.alone_tiers:
+        problems.append("data.alone_classes needs data.alone_tiers: the tiers whose devices hold these classes alone")
+    if data.alone_classes and data.partition not in HELD_ALONE:
+        problems.append(
+            f"data.alone_classes needs data.partition to be one of {', '.join(HELD_ALONE)}, got {data.partition!r}"
+        )
+    return problems
+
+
 def _spec_problems(name: str, spec: Callable[..., Any], given: Mapping[str, Any] | None) -> list[str]:
     """Options of a table of the fleet that are none, or of another type."""
     if given is None:
@@ -241,9 +241,7 @@ def _part_options(part: str, raw: Mapping[str, Any], problems: list[str]) -> dic
     except ConfigError as error:
         problems += [f"{part}: {problem}" for problem in error.problems]
         return {}
-    checked = check_options(
-        taker, given, where=f"{part}_options", of=f"{part} {name!r}", not_options=("input_shape", "classes")
-    )
+    checked = check_options(taker, given, where=f"{part}_options", of=f"{part} {name!r}", not_options=FROM_DATA)
     problems += checked.problems
     if part != "model" and checked.sound is not None:
         problems += [f"{part}_options: {problem}" for problem in _attempt(taker, **checked.sound)]

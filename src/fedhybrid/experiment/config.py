@@ -28,7 +28,8 @@ def _different(numbers: list[int]) -> list[int]:
     return numbers
 
 
-_Classes = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2), AfterValidator(_different)]
+_Distinct = Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(_different)]
+_Classes = Annotated[_Distinct, Field(min_length=2)]
 
 
 class _Table(BaseModel):
@@ -38,7 +39,8 @@ class _Table(BaseModel):
 class DataTable(_Table):
     """Where the samples come from and who holds them. `root` is the folder of a data set that is not embedded.
 
-    `classes` leaves out the samples of all other classes; the first of them becomes class 0, and so on.
+    `classes` leaves out the samples of all other classes; the first of them becomes class 0, and so on. Only devices of
+    the tiers `alone_tiers` hold samples of `alone_classes` (as the classes are numbered then); what else there is, all.
     """
 
     root: str | None = None
@@ -48,6 +50,8 @@ class DataTable(_Table):
     alpha: _Positive = 0.3
     shards_per_client: _Count = 2
     samples_per_client: _Count = 64
+    alone_tiers: list[str] = Field(default_factory=list)
+    alone_classes: _Distinct = Field(default_factory=list)
 
 
 class TierTable(_Table):
@@ -212,9 +216,13 @@ class TrafficTable(_Table):
 
 
 class EvaluationTable(_Table):
-    """Every how many rounds the model is tested, and how many clients test it on their own data then."""
+    """Every how many rounds the model is tested, and how many clients test it on their own data then.
+
+    With `samples`, so many of the test set are asked, drawn once by the seed; else all.
+    """
 
     every: _Count = 1
+    samples: _Count | None = None
     clients: Annotated[int, Field(ge=0)] = 0
 
 

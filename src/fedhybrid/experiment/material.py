@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedhybrid.data import Dataset, Shards, Split, partition_data
 from fedhybrid.errors import ConfigError
 from fedhybrid.executor import SGD, Adam, AdamW
 from fedhybrid.experiment.config import RunConfig, TrainTable
+from fedhybrid.fleet import deal_tiers
 from fedhybrid.models import build_model
 from fedhybrid.protocols import Method, Optimizer
 from fedhybrid.seeds import derive_seed
@@ -41,7 +44,7 @@ def dealt(config: RunConfig, dataset: Dataset) -> Shards:
     """Who holds which training samples.
 
     Raises:
-        ConfigError: More clients than samples, or a partition that this data set has not.
+        ConfigError: More clients than samples, a partition that this data set has not, classes that it has not.
     """
     return partition_data(
         config.data.partition,
@@ -52,10 +55,24 @@ def dealt(config: RunConfig, dataset: Dataset) -> Shards:
         shards_per_client=config.data.shards_per_client,
         samples_per_client=config.data.samples_per_client,
         natural_ids=dataset.natural_ids,
+        holders=_holders(config, dataset),
     )
 
 
-def initial_model(config: RunConfig, *, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+def _holders(config: RunConfig, dataset: Dataset) -> dict[int, NDArray[np.bool_]]:
+    """Of each class that some tiers hold alone, the clients in them."""
+    tiers, alone = config.fleet.tiers, config.data.alone_classes
+    if unknown := [label for label in alone if label >= dataset.classes]:
+        raise ConfigError(
+            f"data.alone_classes must be classes of {dataset.name}, 0 to {dataset.classes - 1}; found "
+            f"{', '.join(map(str, unknown))}"
+        )
+    tier_of = deal_tiers([tier.share for tier in tiers], config.data.clients, config.seed)
+    named = [number for number, tier in enumerate(tiers) if tier.name in config.data.alone_tiers]
+    return dict.fromkeys(alone, np.isin(tier_of, named))
+
+
+def initial_model(config: RunConfig, *, input_shape: tuple[int, ...], classes: int, tokens: int | None) -> nn.Module:
     """The model as every run of this seed begins with it.
 
     Raises:
@@ -65,6 +82,7 @@ def initial_model(config: RunConfig, *, input_shape: tuple[int, ...], classes: i
         config.model,
         input_shape=input_shape,
         classes=classes,
+        tokens=tokens,
         seed=derive_seed(config.seed, purpose="model"),
         options=config.model_options,
     )

@@ -116,6 +116,11 @@ def pretraining_split(
     if source.input_shape != dataset.input_shape:
         shapes = ("x".join(map(str, each.input_shape)) for each in (dataset, source))
         raise ConfigError("pretrain.dataset must have samples of the run's shape, {}; found {}".format(*shapes))
+    if source.tokens != dataset.tokens:
+        raise ConfigError(
+            f"pretrain.dataset must have as many different tokens as the run's, {dataset.tokens or 0:,}; found "
+            f"{source.tokens or 0:,}"
+        )
     if not own and _same_samples(source.train, dataset.train):
         raise ConfigError(
             "pretrain.dataset is the run's own data, which clients hold; leave pretrain.root out, and hold some back "
@@ -162,7 +167,7 @@ def _trained_or_kept(
 ) -> tuple[bytes, Tensors]:
     """From the run's folder, from the cache, or trained now."""
     split, classes = pretraining_split(config, table, dataset, load)
-    learner = initial_model(config, input_shape=dataset.input_shape, classes=classes)
+    learner = initial_model(config, input_shape=dataset.input_shape, classes=classes, tokens=dataset.tokens)
     key = _key(config, table, learner, split)
     places = [] if folder is None else [folder / PRETRAINED]
     with suppress(RuntimeError):  # no home folder, no cache

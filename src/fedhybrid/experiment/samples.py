@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fedhybrid.data import Dataset, find_loader
-from fedhybrid.data.chosen import of_classes, rows_of_classes, without
+from fedhybrid.data.chosen import of_classes, rows_of_classes, tested_by, without
 from fedhybrid.errors import ConfigError
 from fedhybrid.experiment.config import PretrainTable, RunConfig
 from fedhybrid.records import IntArray
@@ -69,7 +69,7 @@ def _same_head(config: RunConfig, table: PretrainTable, *, own: bool) -> bool:
 
 
 def federated_data(config: RunConfig, dataset: Dataset, *, held_back: bool = True) -> Dataset:
-    """The data set as the federation has it: the recipe's classes, without what the server pre-trains on.
+    """The data set as the federation has it: the recipe's classes and test samples, and not what the server trains on.
 
     Args:
         config: Of the run.
@@ -80,6 +80,7 @@ def federated_data(config: RunConfig, dataset: Dataset, *, held_back: bool = Tru
         ConfigError: Classes that there are not, or nothing is left.
     """
     table, classes = config.pretrain, config.data.classes
+    dataset = _tested(config, dataset)
     held = held_back and table is not None and table.weights is None and table.share is not None
     rows = pretraining_rows(config, dataset) if held else np.zeros(0, dtype=np.int64)
     if classes is None:
@@ -88,6 +89,19 @@ def federated_data(config: RunConfig, dataset: Dataset, *, held_back: bool = Tru
     federated = of_classes(dataset, classes, where="data.classes")
     inside = np.flatnonzero(np.isin(kept, rows))
     return without(federated, inside) if len(inside) else federated
+
+
+def _tested(config: RunConfig, dataset: Dataset) -> Dataset:
+    """The data set with as many test samples as the recipe asks for, of the classes that it has."""
+    wanted, classes = config.evaluation.samples, config.data.classes
+    if wanted is None:
+        return dataset
+    labels = dataset.test.labels
+    rows = np.arange(len(labels)) if classes is None else rows_of_classes(labels, classes)
+    if wanted >= len(rows):
+        return dataset
+    rng = np.random.default_rng(derive_seed(config.seed, purpose="evaluation/samples"))
+    return tested_by(dataset, np.sort(rng.choice(rows, wanted, replace=False)))
 
 
 def pretraining_rows(config: RunConfig, dataset: Dataset) -> IntArray:

@@ -8,7 +8,7 @@ from fedhybrid.fleet.clock import VirtualClock
 from fedhybrid.fleet.delays import Delays, DelaySpec, arrival_probability, make_delays
 from fedhybrid.fleet.fleet import Fleet
 from fedhybrid.fleet.intervals import OnlineIntervals, load_intervals
-from fedhybrid.fleet.making import check_fleet, make_fleet
+from fedhybrid.fleet.making import check_fleet, deal_tiers, make_fleet
 from fedhybrid.fleet.memory import FleetMemory, MemorySpec
 from fedhybrid.fleet.online import AvailabilitySpec, make_availability
 from fedhybrid.fleet.predictor import (
@@ -58,6 +58,7 @@ __all__ = [
     "VirtualClock",
     "arrival_probability",
     "check_fleet",
+    "deal_tiers",
     "equal_fraction",
     "free_clients",
     "load_intervals",

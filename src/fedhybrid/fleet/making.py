@@ -21,7 +21,7 @@ from fedhybrid.fleet.tiers import Tier, TierSpec, parse_tier, shared_out
 from fedhybrid.seeds import derive_seed
 from fedhybrid.units import Budget
 
-__all__ = ["check_fleet", "make_fleet"]
+__all__ = ["check_fleet", "deal_tiers", "make_fleet"]
 
 _MOST_TIERS = 2**15
 
@@ -79,12 +79,11 @@ def make_fleet(
             `availability` and `delays`, what is wrong in their files; all at once.
     """
     checked = _checked(tiers, clients, seed, memory=memory, availability=availability, delays=delays)
-    counts = shared_out([spec.share for spec in tiers], clients)
-    tier = np.repeat(np.arange(len(tiers), dtype=np.int16), counts)
-    np.random.default_rng(derive_seed(seed, purpose="fleet")).shuffle(tier)
+    shares = [spec.share for spec in tiers]
+    tier = deal_tiers(shares, clients, seed)
     made = tuple(
         Tier(name=spec.name, budget=budget, device=device, clients=count, speed_spread=spec.speed_spread)
-        for spec, (budget, device), count in zip(tiers, checked.tiers, counts, strict=True)
+        for spec, (budget, device), count in zip(tiers, checked.tiers, shared_out(shares, clients), strict=True)
     )
     return Fleet(
         tier=tier,
@@ -97,6 +96,19 @@ def make_fleet(
         else None,
         delays=checked.delays,
     )
+
+
+def deal_tiers(shares: Sequence[float], clients: int, seed: int) -> NDArray[np.int16]:
+    """Which tier each client is in: counts by the largest remainder, the order by chance.
+
+    Args:
+        shares: Each tier's part of the fleet, positive, relative to the others'.
+        clients: How many in all.
+        seed: The run's.
+    """
+    tier = np.repeat(np.arange(len(shares), dtype=np.int16), shared_out(shares, clients))
+    np.random.default_rng(derive_seed(seed, purpose="fleet")).shuffle(tier)
+    return tier
 
 
 def _checked(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fedhybrid.errors import ConfigError, FedHybridError
+from fedhybrid.models.bert import Bert
 from fedhybrid.models.char_gpt import CharGpt
 from fedhybrid.models.char_lstm import CharLstm
 from fedhybrid.models.cnn import Cnn
@@ -20,9 +21,10 @@ from fedhybrid.models.resnet import ResNet18, ResNet20
 from fedhybrid.models.vit import Vit
 from fedhybrid.registry import import_factory, lookup, nearest_hint
 
-__all__ = ["MODELS", "build_model", "find_factory"]
+__all__ = ["FROM_DATA", "MODELS", "build_model", "find_factory"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "bert": Bert,
     "char-gpt": CharGpt,
     "char-lstm": CharLstm,
     "cnn": Cnn,
@@ -33,6 +35,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": ResNet20,
     "vit": Vit,
 }
+
+FROM_DATA = ("input_shape", "classes", "tokens")  # what a factory is given and no option can be called
 
 
 def find_factory(name: str) -> Callable[..., nn.Module]:
@@ -52,24 +56,27 @@ def build_model(
     input_shape: tuple[int, ...],
     classes: int,
     seed: int,
+    tokens: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """A freshly initialised model, in training mode.
 
-    A factory is given `input_shape` and `classes` where it names them, and `options`.
+    A factory is given `input_shape`, `classes` and `tokens` where it names them, and `options`.
 
     Args:
         name: A row of `MODELS` or `package.module:factory`.
         input_shape: Shape of one sample, as `Dataset.input_shape` says it.
         classes: Number of classes.
         seed: Decides the initial weights; torch's own generator is left as it was.
+        tokens: How many different ones a text has, as `Dataset.tokens` says it; None: as many as classes, which is so
+            where the next one is asked for.
         options: Options of the factory, such as `{"width": 0.5, "norm": "group"}`.
 
     Raises:
         ConfigError: Unknown name or option, or the factory fails with these values.
     """
     factory = find_factory(name)
-    given = {"input_shape": input_shape, "classes": classes}
+    given = dict(zip(FROM_DATA, (input_shape, classes, classes if tokens is None else tokens), strict=True))
     options = dict(options or {})
     parameters = inspect.signature(factory).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())

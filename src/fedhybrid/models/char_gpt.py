@@ -23,13 +23,14 @@ _INITIAL_DEVIATION = 0.02
 
 
 class CharGpt(nn.Module):
-    """Causal transformer; maps (b, t) of characters, numbers below `classes`, to scores (b, classes); t is fixed."""
+    """Causal transformer; maps (b, t) of characters, numbers below `tokens`, to scores (b, classes); t is fixed."""
 
     def __init__(
         self,
         *,
         input_shape: tuple[int, ...],
         classes: int,
+        tokens: int,
         depth: int = 2,
         dim: int = 64,
         heads: int = 4,
@@ -39,7 +40,7 @@ class CharGpt(nn.Module):
         (characters,) = require_shape("char-gpt", input_shape, characters=1)
         if problems := size_problems("char-gpt", depth=depth, dim=dim, heads=heads, dropout=dropout):
             raise ConfigError(problems)
-        self.embedding = nn.Embedding(classes, dim)
+        self.embedding = nn.Embedding(tokens, dim)
         self.positions = nn.Parameter(torch.zeros(1, characters, dim))
         for table in (self.embedding.weight, self.positions):
             nn.init.normal_(table, std=_INITIAL_DEVIATION)

@@ -19,11 +19,18 @@ __all__ = ["CharLstm"]
 class CharLstm(nn.Module):
     """Embedding, LSTM, linear layer on the last state; maps (b, t) of characters to scores (b, classes).
 
-    The characters are whole numbers below `classes`, which is the size of the alphabet.
+    The characters are whole numbers below `tokens`, which is the size of the alphabet.
     """
 
     def __init__(
-        self, *, input_shape: tuple[int, ...], classes: int, hidden: int = 128, layers: int = 1, embedding: int = 8
+        self,
+        *,
+        input_shape: tuple[int, ...],
+        classes: int,
+        tokens: int,
+        hidden: int = 128,
+        layers: int = 1,
+        embedding: int = 8,
     ) -> None:
         super().__init__()
         require_shape("char-lstm", input_shape, characters=1)
@@ -32,7 +39,7 @@ class CharLstm(nn.Module):
             f"model option {key} must be at least 1, got {size}" for key, size in sizes.items() if size < 1
         ]:
             raise ConfigError(problems)
-        self.embedding = nn.Embedding(classes, embedding)
+        self.embedding = nn.Embedding(tokens, embedding)
         self.lstm = nn.LSTM(embedding, hidden, layers, batch_first=True)
         self.head = nn.Linear(hidden, classes)
 

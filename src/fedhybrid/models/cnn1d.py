@@ -1,4 +1,4 @@
-"""A small convolutional network for signals over time: two convolutions with max-pooling, then one linear layer.
+"""A small convolutional network for signals over time: convolutions, twice max-pooling, then one linear layer.
 
 The one-dimensional twin of `cnn`, for windows of sensor signals such as UCI HAR's nine signals of 128 moments.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fedhybrid.errors import ConfigError
 from fedhybrid.models.ordered import Part, in_order
 from fedhybrid.models.parts import make_norm, require_shape, scaled
 
@@ -16,22 +17,27 @@ _KERNEL = 5
 
 
 class Cnn1d(nn.Module):
-    """Two convolutions over time with max-pooling and a linear layer; maps (b, c, t) to (b, classes), t at least 4."""
+    """Convolutions over time with max-pooling and a linear layer; maps (b, c, t) to (b, classes), t at least 4.
 
-    def __init__(self, *, input_shape: tuple[int, ...], classes: int, width: float = 1.0, norm: str = "none") -> None:
+    `depth` convolutions stand before each of the two poolings.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: tuple[int, ...],
+        classes: int,
+        width: float = 1.0,
+        depth: int = 1,
+        norm: str = "none",
+    ) -> None:
         super().__init__()
         channels, moments = require_shape("cnn1d", input_shape, channels=1, moments=4)
+        if depth < 1:
+            raise ConfigError(f"model 'cnn1d': depth must be at least 1, got {depth}")
         first, second = scaled(32, width), scaled(64, width)
-        self.features = nn.Sequential(
-            nn.Conv1d(channels, first, _KERNEL, padding=_KERNEL // 2),
-            make_norm(norm, first, dimensions=1),
-            nn.ReLU(),
-            nn.MaxPool1d(2),
-            nn.Conv1d(first, second, _KERNEL, padding=_KERNEL // 2),
-            make_norm(norm, second, dimensions=1),
-            nn.ReLU(),
-            nn.MaxPool1d(2),
-        )
+        self._half = 3 * depth + 1
+        self.features = nn.Sequential(*_stage(channels, first, depth, norm), *_stage(first, second, depth, norm))
         self.head = nn.Linear(second * (moments // 4), classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,9 +45,27 @@ class Cnn1d(nn.Module):
         return in_order(self.ordered(), x)
 
     def ordered(self) -> list[Part]:
-        """Each convolution with what follows it up to the next, then the linear layer."""
+        """The convolutions up to each pooling and it, then the linear layer."""
+        half = self._half
         return [
-            Part(name="conv1", holds=tuple(f"features.{i}" for i in range(4)), run=self.features[:4]),
-            Part(name="conv2", holds=tuple(f"features.{i}" for i in range(4, 8)), run=self.features[4:]),
+            Part(name="conv1", holds=_features(0, half), run=self.features[:half]),
+            Part(name="conv2", holds=_features(half, 2 * half), run=self.features[half:]),
             Part(name="head", holds=("head",), run=lambda x: self.head(x.flatten(1))),
         ]
+
+
+def _stage(channels: int, width: int, depth: int, norm: str) -> list[nn.Module]:
+    """Convolutions with what follows each, then the pooling."""
+    layers: list[nn.Module] = []
+    for number in range(depth):
+        given = width if number else channels
+        layers += [
+            nn.Conv1d(given, width, _KERNEL, padding=_KERNEL // 2),
+            make_norm(norm, width, dimensions=1),
+            nn.ReLU(),
+        ]
+    return [*layers, nn.MaxPool1d(2)]
+
+
+def _features(begin: int, end: int) -> tuple[str, ...]:
+    return tuple(f"features.{i}" for i in range(begin, end))

@@ -20,7 +20,7 @@ from fedhybrid.experiment.material import base_optimizer, traffic_of
 from fedhybrid.experiment.messages import recipe_problem
 from fedhybrid.experiment.options import check_options
 from fedhybrid.methods import find_method
-from fedhybrid.models import find_factory
+from fedhybrid.models import FROM_DATA, find_factory
 from fedhybrid.protocols import Method, Optimizer
 from fedhybrid.registry import lookup
 
@@ -80,7 +80,7 @@ def _options(
         problems += error.problems
         return {}
     of, where = f"{part} {name!r}", f"{part}_options"
-    checked = check_options(taker, given, where=where, of=of, not_options=("input_shape", "classes"))
+    checked = check_options(taker, given, where=where, of=of, not_options=FROM_DATA)
     problems += checked.problems
     if part == "method" and checked.sound is not None:
         problems += _attempt(taker, **checked.sound)
@@ -119,16 +119,19 @@ def example_batch(layout: list[list[Any]]) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def step_setting(config: RunConfig, *, input_shape: tuple[int, ...], classes: int, batch: Any) -> dict[str, Any]:
+def step_setting(
+    config: RunConfig, *, input_shape: tuple[int, ...], classes: int, tokens: int | None, batch: Any
+) -> dict[str, Any]:
     """All that a captured step depends on, as JSON.
 
     Args:
         config: Of the run.
         input_shape: Of one sample.
         classes: How many there are.
+        tokens: How many different ones a text has.
         batch: Its layout (`batch_layout`).
     """
     table = config.model_dump(mode="json", exclude_none=True)
     chosen = {name: table[name] for name in _OF_THE_STEP}
     return {"recipe": chosen | {"dataset": config.dataset}, "input_shape": list(input_shape), "classes": classes,
-            "batch": batch}  # fmt: skip
+            "tokens": tokens, "batch": batch}  # fmt: skip

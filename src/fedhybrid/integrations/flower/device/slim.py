@@ -69,11 +69,12 @@ class SlimDevice:
             CaptureError: The model's step cannot be captured.
         """
         self._method, self._shard, self._foreign = method_of(config), shard, ":" in config.method
-        split, shape, classes = dataset.train, dataset.input_shape, dataset.classes
+        split, shape, classes, tokens = dataset.train, dataset.input_shape, dataset.classes, dataset.tokens
         example = split.batch(torch.from_numpy(np.resize(shard, config.train.batch_size)))
-        model = adapted(self._method, initial_model(config, input_shape=shape, classes=classes), example[0])
+        model = initial_model(config, input_shape=shape, classes=classes, tokens=tokens)
+        model = adapted(self._method, model, example[0])
         optimizer = optimizer_of(config, self._method)
-        setting = step_setting(config, input_shape=shape, classes=classes, batch=batch_layout(example))
+        setting = step_setting(config, input_shape=shape, classes=classes, tokens=tokens, batch=batch_layout(example))
         self._home, self._setting, self._places = home, setting, OrderedDict[str, Place]()
         self._whole = Submodel(module=model, loss_fn=classification_loss, optimizer=optimizer)
         first = self._place(self._method.menu(model)[0])

@@ -42,7 +42,8 @@ def made(home: Path, order: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
     folder = ProgramFolder(home)
     method, example = method_of(config), example_batch(setting["batch"])
-    model = initial_model(config, input_shape=tuple(setting["input_shape"]), classes=setting["classes"])
+    shape, classes, tokens = tuple(setting["input_shape"]), setting["classes"], setting["tokens"]
+    model = initial_model(config, input_shape=shape, classes=classes, tokens=tokens)
     whole = Submodel(
         module=adapted(method, model, example[0]),
         loss_fn=classification_loss,
