@@ -36,8 +36,8 @@ class ParticipationFloor:
 
     Attributes:
         floor_ratio: Of a tier's share of the fit clients: the share of places that it is owed.
-        burst_ratio: What is owed is paid when it makes up this share of a cohort, or when a tier has waited for
-            `window_rounds`.
+        burst_ratio: A tier is paid when what it is owed makes up this share of a cohort, or when it has waited for
+            `window_rounds`; whoever takes no longer is paid with it, since the round is as long anyway.
         window_rounds: See the module's text.
     """
 
@@ -45,12 +45,15 @@ class ParticipationFloor:
     burst_ratio: float
     window_rounds: int
 
-    def places(self, state: PolicyState, tiers: IntArray, count: int) -> tuple[IntArray, PolicyState]:
+    def places(
+        self, state: PolicyState, tiers: IntArray, round_s: FloatArray, count: int
+    ) -> tuple[IntArray, PolicyState]:
         """How many of `count` places go to each tier now, and the ledger with this selection's claims.
 
         Args:
             state: The ledger.
             tiers: Tier of each fit client.
+            round_s: How long its task takes.
             count: Places; at most as many as there are fit clients.
         """
         out = np.asarray([tier for _, tier in state["out"]], dtype=np.int64)
@@ -65,11 +68,14 @@ class ParticipationFloor:
         owed = np.clip(_padded(state["owed"], length) + claim + again, -bound, 2 * bound)
         ledger = state | {"owed": owed.tolist(), "lost": np.minimum(lost - again, bound).tolist()}
         due = np.minimum(np.floor(np.maximum(owed + 1e-9, 0.0)), here).astype(np.int64)
-        if due.sum() < max(1, int(self.burst_ratio * count)) and not np.any((owed >= bound) & (due > 0)):
-            return np.zeros(length, dtype=np.int64), ledger
         places = np.zeros(length, dtype=np.int64)
-        for tier in np.argsort(-owed, kind="stable"):
-            places[tier] = min(due[tier], count - int(places.sum()))
+        called = (due >= max(1, int(self.burst_ratio * count))) | ((owed >= bound) & (due > 0))
+        if called.any():
+            tier_s = np.bincount(tiers, round_s, minlength=length) / np.maximum(here, 1)
+            paid = np.flatnonzero((due > 0) & (tier_s <= tier_s[called].max()))
+            # Slow ones first: their rounds are the rare ones.
+            for tier in paid[np.lexsort((-owed[paid], -tier_s[paid]))]:
+                places[tier] = min(due[tier], count - int(places.sum()))
         return places, ledger
 
     def chosen(self, state: PolicyState, clients: IntArray, tiers: IntArray) -> PolicyState:
