@@ -43,6 +43,7 @@ def describe(
     targets: Sequence[float] = (0.5, 0.8),
     reference: str | None = None,
     oracle: str | None = None,
+    effects: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
     """Writes comparison.json: cells by label, each with its variants."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,6 +61,7 @@ def describe(
                 "targets": list(targets),
                 "reference": reference,
                 "oracle": oracle,
+                **({} if effects is None else {"effects": {label: list(pair) for label, pair in effects.items()}}),
                 "variants": {variant: {} for variant in variants},
             }
             for label, variants in cells.items()

@@ -44,6 +44,7 @@ class Cell:
         targets: Accuracies whose times are told, ascending.
         reference: The variant with which the others are compared.
         oracle: The variant without limits, if there is one.
+        effects: Two variants that differ in one thing, by what that is.
         variants: The complete configuration of each, with the first seed.
     """
 
@@ -54,6 +55,7 @@ class Cell:
     targets: tuple[float, ...]
     reference: str | None
     oracle: str | None
+    effects: Mapping[str, tuple[str, str]]
     variants: Mapping[str, RunConfig]
 
     @property
@@ -111,6 +113,7 @@ def _cells(name: str, recipe: Recipe, overrides: Mapping[str, Any]) -> list[Cell
                 targets=tuple(sorted(set(compare.targets or ()))),
                 reference=compare.reference,
                 oracle=compare.oracle,
+                effects={name: (pair[0], pair[1]) for name, pair in (compare.effects or {}).items()},
                 variants=variants,
             )
         )

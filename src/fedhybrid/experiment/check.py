@@ -197,7 +197,7 @@ def _alone_problems(config: RunConfig) -> list[str]:
     data, names = config.data, [tier.name for tier in config.fleet.tiers]
     problems = [
         f"data.alone_tiers must name tiers of the fleet ({', '.join(names)}), got {name!r}"
-        for name in data.alone_tiers
+        for name in data.alone_tiers or ()
         if name not in names
     ]
     if data.alone_classes and not data.alone_tiers:

@@ -28,6 +28,13 @@ def _different(numbers: list[int]) -> list[int]:
     return numbers
 
 
+def _two(names: list[str]) -> list[str]:
+    if len(names) != 2:
+        raise ValueError(f"must be two variants, got {names}")
+    return names
+
+
+_Pair = Annotated[list[str], AfterValidator(_two)]
 _Distinct = Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(_different)]
 _Classes = Annotated[_Distinct, Field(min_length=2)]
 
@@ -50,8 +57,8 @@ class DataTable(_Table):
     alpha: _Positive = 0.3
     shards_per_client: _Count = 2
     samples_per_client: _Count = 64
-    alone_tiers: list[str] = Field(default_factory=list)
-    alone_classes: _Distinct = Field(default_factory=list)
+    alone_tiers: list[str] | None = None
+    alone_classes: _Distinct | None = None
 
 
 class TierTable(_Table):
@@ -239,7 +246,8 @@ class CompareTable(_Table):
 
     The rest is for `fedhybrid compare`: `grid` says in which settings cells differ (`experiment.cells`), `targets` the
     accuracies whose times are told, `reference` the variant with which the others are compared, `oracle` one
-    without limits, which gets no place among the others.
+    without limits, which gets no place among the others; `effects` names pairs of variants that differ in one thing, by
+    what that is: the one that has it, then the one that has not.
     """
 
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -247,10 +255,12 @@ class CompareTable(_Table):
     targets: list[_Ratio] | None = None
     reference: str | None = None
     oracle: str | None = None
+    effects: dict[str, _Pair] | None = None
 
     @model_validator(mode="after")
     def _names_are_variants(self) -> CompareTable:
-        for where, name in (("reference", self.reference), ("oracle", self.oracle)):
+        named = [(f"effects.{label}", name) for label, pair in (self.effects or {}).items() for name in pair]
+        for where, name in (("reference", self.reference), ("oracle", self.oracle), *named):
             if name is not None and name not in self.variants:
                 raise ValueError(f"{where} must name one of the variants ({', '.join(self.variants)}), got {name!r}")
         if self.oracle is not None and self.oracle == self.reference:

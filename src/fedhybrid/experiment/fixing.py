@@ -52,6 +52,7 @@ def described(cells: Sequence[Cell], seeds: int) -> dict[str, Any]:
                 "targets": list(cell.targets),
                 "reference": cell.reference,
                 "oracle": cell.oracle,
+                "effects": {name: list(pair) for name, pair in cell.effects.items()},
                 "variants": {label: to_table(config) for label, config in cell.variants.items()},
             }
             for cell in cells

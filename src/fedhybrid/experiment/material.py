@@ -61,14 +61,14 @@ def dealt(config: RunConfig, dataset: Dataset) -> Shards:
 
 def _holders(config: RunConfig, dataset: Dataset) -> dict[int, NDArray[np.bool_]]:
     """Of each class that some tiers hold alone, the clients in them."""
-    tiers, alone = config.fleet.tiers, config.data.alone_classes
+    tiers, alone = config.fleet.tiers, config.data.alone_classes or []
     if unknown := [label for label in alone if label >= dataset.classes]:
         raise ConfigError(
             f"data.alone_classes must be classes of {dataset.name}, 0 to {dataset.classes - 1}; found "
             f"{', '.join(map(str, unknown))}"
         )
     tier_of = deal_tiers([tier.share for tier in tiers], config.data.clients, config.seed)
-    named = [number for number, tier in enumerate(tiers) if tier.name in config.data.alone_tiers]
+    named = [number for number, tier in enumerate(tiers) if tier.name in (config.data.alone_tiers or ())]
     return dict.fromkeys(alone, np.isin(tier_of, named))
 
 

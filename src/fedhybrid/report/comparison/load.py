@@ -25,6 +25,7 @@ class Cell:
         targets: Accuracies that were fixed before the runs, ascending.
         reference: The variant with which the others are compared; None where none was named.
         oracle: The variant without limits, which has no place among the others; None where none was named.
+        effects: Two variants that differ in one thing, by what that is.
         runs: Finished runs by variant, and there by seed; a variant that has none yet is there, too.
         settings: The complete configuration of each variant, with the first seed.
     """
@@ -34,6 +35,7 @@ class Cell:
     targets: tuple[float, ...]
     reference: str | None
     oracle: str | None
+    effects: Mapping[str, tuple[str, str]]
     runs: Mapping[str, Mapping[int, RunRecords]]
     settings: Mapping[str, Mapping[str, Any]]
 
@@ -122,6 +124,7 @@ def _cell(folder: Path, raw: Mapping[str, Any], problems: list[str]) -> Cell:
         targets=tuple(raw["targets"]),
         reference=raw["reference"],
         oracle=raw["oracle"],
+        effects={label: (variant, against) for label, (variant, against) in raw.get("effects", {}).items()},
         runs=runs,
         settings=raw["variants"],
     )

@@ -8,8 +8,8 @@ from fedhybrid.records import Summary
 from fedhybrid.report.comparison.load import Cell
 from fedhybrid.report.comparison.results import CellResult, TierResult, VariantResult
 from fedhybrid.report.comparison.statistics import Estimate, estimate, mean_or_none
-from fedhybrid.report.comparison.timing import Beside, Seeds, beside, rank_means, reached, summary_of
-from fedhybrid.report.facts import accuracy_curve, tier_order, tiers_of, time_to_accuracy_s
+from fedhybrid.report.comparison.timing import Seeds, beside_at, difference, rank_means, reached, summary_of
+from fedhybrid.report.facts import accuracy_curve, tier_order, tiers_of
 from fedhybrid.report.load import RunRecords
 from fedhybrid.report.tasks import failed_tasks, measured_tasks, training_tasks, violations
 
@@ -87,10 +87,10 @@ def _variant(
         seeds=tuple(runs),
         final=_always(runs, lambda summary: summary.final_accuracy),
         best=_always(runs, lambda summary: summary.best_accuracy),
-        difference=_difference(runs, reference),
-        short=_difference(runs, oracle),
+        difference=difference(runs, reference),
+        short=difference(runs, oracle),
         at_reference_end=_at_end_of(runs, best),
-        oracle=_beside_oracle(runs, list(targets), oracle),
+        oracle=beside_at(runs, list(targets), oracle) if oracle else None,
         targets=tuple(
             reached(runs, dict.fromkeys(runs, target), reference, target=target, rank=rank)
             for target, rank in targets.items()
@@ -117,12 +117,6 @@ def _variant(
     )
 
 
-def _difference(runs: Seeds, other: Seeds) -> Estimate | None:
-    """Between the final accuracies of runs with the same seed."""
-    pairs = [(summary_of(run), summary_of(other[seed])) for seed, run in runs.items() if seed in other]
-    return estimate([own.final_accuracy - theirs.final_accuracy for own, theirs in pairs])
-
-
 def _at_end_of(runs: Seeds, other: Seeds) -> Estimate | None:
     """The accuracy that each had when the other's run with the same seed was over; None where one had none yet."""
     found = []
@@ -135,16 +129,6 @@ def _at_end_of(runs: Seeds, other: Seeds) -> Estimate | None:
             return None
         found.append(tests[-1])
     return estimate(found)
-
-
-def _beside_oracle(runs: Seeds, targets: Sequence[float], oracle: Seeds) -> Beside | None:
-    pairs = [
-        (time_to_accuracy_s(run, target), time_to_accuracy_s(oracle[seed], target))
-        for seed, run in runs.items()
-        if seed in oracle
-        for target in targets
-    ]
-    return beside(pairs) if pairs else None
 
 
 def _always(runs: Seeds, of: Callable[[Summary], float]) -> Estimate:

@@ -10,7 +10,7 @@ from fedhybrid.report.comparison.results import CellResult
 from fedhybrid.report.comparison.statistics import geometric_mean, mean_or_none
 from fedhybrid.report.comparison.timing import Beside
 
-__all__ = ["Counts", "Overall", "Spread", "overall"]
+__all__ = ["Counts", "Overall", "Spread", "counted", "over_cells", "overall"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,16 +103,16 @@ def _overall(label: str, cells: Sequence[CellResult], missing: int) -> Overall:
         cells=len(cells),
         runs=sum(len(variant.seeds) for variant in own),
         missing=missing,
-        difference=_arithmetic([found.mean for found in differences]),
+        difference=over_cells([found.mean for found in differences]),
         above=sum(found.half is not None and found.mean > found.half for found in differences),
         below=sum(found.half is not None and -found.mean > found.half for found in differences),
         intervals=sum(found.half is not None for found in differences),
-        short=_arithmetic([variant.short.mean for variant in own if variant.short]),
-        oracle=_geometric([1 / each.ratio for each in oracles if each.ratio]),
-        oracle_counts=_counts(oracles),
-        speed_up=_geometric([each.ratio for each in others]),
-        counts=_counts(others),
-        best_speed_up=_geometric([best.beside.ratio for best in bests if best.beside]),
+        short=over_cells([variant.short.mean for variant in own if variant.short]),
+        oracle=over_cells([1 / each.ratio for each in oracles if each.ratio], geometric=True),
+        oracle_counts=counted(oracles),
+        speed_up=over_cells([each.ratio for each in others], geometric=True),
+        counts=counted(others),
+        best_speed_up=over_cells([best.beside.ratio for best in bests if best.beside], geometric=True),
         best_missed=sum(best.runs - best.reached for best in bests),
         best_runs=sum(best.runs for best in bests),
         rank=mean_or_none([mine.rank for variant in own for mine in variant.targets]),
@@ -122,7 +122,8 @@ def _overall(label: str, cells: Sequence[CellResult], missing: int) -> Overall:
     )
 
 
-def _counts(found: Sequence[Beside]) -> Counts:
+def counted(found: Sequence[Beside]) -> Counts:
+    """All of them together."""
     return Counts(
         both=sum(each.both for each in found),
         alone=sum(each.alone for each in found),
@@ -130,14 +131,8 @@ def _counts(found: Sequence[Beside]) -> Counts:
     )
 
 
-def _arithmetic(values: Sequence[float]) -> Spread | None:
-    return _spread(values, mean_or_none(values))
-
-
-def _geometric(values: Sequence[float | None]) -> Spread | None:
+def over_cells(values: Sequence[float | None], *, geometric: bool = False) -> Spread | None:
+    """Mean (of ratios, the geometric one), smallest and largest of the values that are there; None where none is."""
     known = [value for value in values if value is not None]
-    return _spread(known, geometric_mean(known))
-
-
-def _spread(values: Sequence[float], mean: float | None) -> Spread | None:
-    return None if mean is None else Spread(mean=mean, low=min(values), high=max(values), count=len(values))
+    mean = geometric_mean(known) if geometric else mean_or_none(known)
+    return None if mean is None else Spread(mean=mean, low=min(known), high=max(known), count=len(known))

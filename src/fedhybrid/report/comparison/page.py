@@ -13,6 +13,7 @@ from pathlib import Path
 from fedhybrid.errors import ConfigError
 from fedhybrid.report import tables
 from fedhybrid.report.comparison import sentences
+from fedhybrid.report.comparison.effects import Effect, effects
 from fedhybrid.report.comparison.figures import DRAWINGS, Drawing, Scene
 from fedhybrid.report.comparison.load import Comparison, load_comparison
 from fedhybrid.report.comparison.measuring import measure_cell
@@ -20,6 +21,7 @@ from fedhybrid.report.comparison.overall import Overall, overall
 from fedhybrid.report.comparison.table import (
     brief_table,
     cost_table,
+    effects_table,
     markdown,
     outcome_table,
     overall_table,
@@ -73,6 +75,7 @@ def write_comparison(folder: Path | str) -> Written:
     comparison = load_comparison(folder)
     scenes = [Scene(cell=cell, result=measure_cell(cell)) for cell in comparison.cells]
     found = overall([scene.result for scene in scenes])
+    apart = effects(comparison.cells)
     cells = [_cell_tables(scene) for scene in scenes if scene.result.variants]
     summary = overall_table(found, sentences.reference_words(scenes))
     beware = sentences.notices(comparison, scenes)
@@ -81,8 +84,8 @@ def write_comparison(folder: Path | str) -> Written:
         figures = comparison.folder / "figures"
         figures.mkdir(exist_ok=True)
         pictures = [_picture(name, drawing, scenes, figures) for name, drawing in DRAWINGS.items()]
-        text.write_text(_text(comparison, beware, summary, cells), encoding="utf-8")
-        (comparison.folder / "table.json").write_text(_json(comparison, scenes, found), encoding="utf-8")
+        text.write_text(_text(comparison, beware, summary, apart, cells), encoding="utf-8")
+        (comparison.folder / "table.json").write_text(_json(comparison, scenes, found, apart), encoding="utf-8")
         context = {
             "headline": sentences.headline(scenes, found),
             "subject": sentences.subject(comparison),
@@ -90,6 +93,7 @@ def write_comparison(folder: Path | str) -> Written:
             "notices": beware,
             "made": sentences.made(comparison),
             "overall": summary,
+            "effects": effects_table(apart) if apart else None,
             "sections": [picture for picture in pictures if picture],
             "cells": cells,
         }
@@ -122,20 +126,31 @@ def _cell_tables(scene: Scene) -> _CellTables:
     )
 
 
-def _text(comparison: Comparison, beware: Sequence[str], summary: tables.Table, cells: Sequence[_CellTables]) -> str:
+def _text(
+    comparison: Comparison,
+    beware: Sequence[str],
+    summary: tables.Table,
+    apart: Mapping[str, Effect],
+    cells: Sequence[_CellTables],
+) -> str:
     """The tables as markdown."""
     parts = [*(f"**{notice}**\n" for notice in beware), "## All cells together\n", markdown(summary)]
+    if apart:
+        parts += ["## Effects apart\n", markdown(effects_table(apart))]
     for cell in cells:
         parts += [f"## {cell.label}\n", *(markdown(table) for table in (cell.outcome, cell.reach, cell.cost))]
     return "\n".join([*parts, sentences.made(comparison), ""])
 
 
-def _json(comparison: Comparison, scenes: Sequence[Scene], found: Mapping[str, Overall]) -> str:
+def _json(
+    comparison: Comparison, scenes: Sequence[Scene], found: Mapping[str, Overall], apart: Mapping[str, Effect]
+) -> str:
     """All numbers."""
     content = {
         "versions": dict(comparison.versions),
         "missing_runs": sum(sum(scene.cell.missing.values()) for scene in scenes),
         "overall": {label: dataclasses.asdict(each) for label, each in found.items()},
+        "effects": {label: dataclasses.asdict(each) for label, each in apart.items()},
         "cells": [dataclasses.asdict(scene.result) for scene in scenes],
     }
     return json.dumps(content, indent=1, allow_nan=False) + "\n"

@@ -1,9 +1,11 @@
-"""A comparison's tables: all cells together, then of each cell what came out, whom it reached, and what it took."""
+"""A comparison's tables: all cells, effects apart, then of each cell what came out, whom it reached, what it took."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
+from fedhybrid.report.comparison.effects import Effect
 from fedhybrid.report.comparison.overall import Counts, Overall, Spread
 from fedhybrid.report.comparison.results import CellResult, TierResult, VariantResult
 from fedhybrid.report.comparison.statistics import Estimate
@@ -11,7 +13,7 @@ from fedhybrid.report.comparison.timing import Beside, Reached
 from fedhybrid.report.tables.base import NONE, Table, or_none
 from fedhybrid.report.text import duration, energy, mib, percent
 
-__all__ = ["brief_table", "cost_table", "markdown", "outcome_table", "overall_table", "reach_table"]
+__all__ = ["brief_table", "cost_table", "effects_table", "markdown", "outcome_table", "overall_table", "reach_table"]
 
 _GAP = "\u00a0"
 _COUNTS = "both / alone / missed"
@@ -64,6 +66,37 @@ def overall_table(found: Mapping[str, Overall], reference: str) -> Table:
         else "No reference was named ([compare] reference), so nothing is compared with one."
     )
     return _without_empty(Table(heads=heads, rows=tuple(rows), note=note), keep=2)
+
+
+def effects_table(found: Mapping[str, Effect]) -> Table:
+    """One row an effect: what comes of it over all cells."""
+    rows = [
+        (
+            label,
+            each.variant,
+            each.against,
+            f"{each.cells:,}",
+            or_none(each.same_ratio, partial(percent, digits=0)),
+            _spread(each.difference, _points),
+            f"{each.beyond} of {each.intervals}" if each.intervals else NONE,
+            _spread(each.speed_up, _times) + _within(each.counts),
+            _counts(each.counts),
+            _spread(each.time_ratio, _times),
+        )
+        for label, each in found.items()
+    ]
+    heads = (
+        "effect", "of", "against", "cells", "same devices", "accuracy", "cells beyond the interval",
+        "speed-up to targets", _COUNTS, "virtual time in all",
+    )  # fmt: skip
+    note = (
+        "Two variants that differ in one thing. Same devices: share of rounds in which both trained with the same "
+        "ones; at 100 % participation is equal, and the rest is the effect of what devices do. Accuracy: of the end, "
+        "difference in percentage points. Speed-up: the other\u2019s time to the targets divided by this one\u2019s; "
+        "virtual time in all: this one\u2019s divided by the other\u2019s, for as many rounds. Means over cells (in "
+        "brackets the smallest and the largest), of ratios geometric."
+    )
+    return Table(heads=heads, rows=tuple(rows), left=3, note=note)
 
 
 def brief_table(found: Mapping[str, Overall]) -> Table:

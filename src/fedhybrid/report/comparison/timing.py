@@ -1,4 +1,4 @@
-"""How soon an accuracy is reached, and how much sooner than by the reference."""
+"""Runs beside those of another variant with the same seeds: how much better, and how much sooner."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from fedhybrid.records import Summary
 from fedhybrid.report.comparison.load import Cell
-from fedhybrid.report.comparison.statistics import geometric_mean, mean_or_none, ranks
+from fedhybrid.report.comparison.statistics import Estimate, estimate, geometric_mean, mean_or_none, ranks
 from fedhybrid.report.facts import time_to_accuracy_s
 from fedhybrid.report.load import RunRecords
 
-__all__ = ["Beside", "Reached", "Seeds", "beside", "rank_means", "reached", "summary_of"]
+__all__ = ["Beside", "Reached", "Seeds", "beside", "beside_at", "difference", "rank_means", "reached", "summary_of"]
 
 Seeds = Mapping[int, RunRecords]  # finished runs of one variant
 
@@ -114,6 +114,23 @@ def beside(pairs: Sequence[tuple[float | None, float | None]]) -> Beside:
         alone=sum(own_s is not None and other_s is None for own_s, other_s in pairs),
         missed=sum(own_s is None and other_s is not None for own_s, other_s in pairs),
     )
+
+
+def beside_at(runs: Seeds, targets: Sequence[float], other: Seeds) -> Beside:
+    """Times to all targets beside the other's with the same seed."""
+    pairs = [
+        (time_to_accuracy_s(run, target), time_to_accuracy_s(other[seed], target))
+        for seed, run in runs.items()
+        if seed in other
+        for target in targets
+    ]
+    return beside(pairs)
+
+
+def difference(runs: Seeds, other: Seeds) -> Estimate | None:
+    """Between the final accuracies of runs with the same seed; None where there are none."""
+    pairs = [(summary_of(run), summary_of(other[seed])) for seed, run in runs.items() if seed in other]
+    return estimate([own.final_accuracy - theirs.final_accuracy for own, theirs in pairs])
 
 
 def rank_means(cell: Cell, target: float) -> dict[str, float]:

@@ -1,0 +1,110 @@
+"""Effects apart: pairs of variants over all cells against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.comparison_parts import describe, place, write_curve
+
+from fedhybrid.errors import ConfigError
+from fedhybrid.experiment import load_config
+from fedhybrid.experiment.cells import cells_of
+from fedhybrid.experiment.fixing import described
+from fedhybrid.report.comparison import load_comparison, write_comparison
+from fedhybrid.report.comparison.effects import effects
+from fedhybrid.report.comparison.overall import Counts
+
+EFFECTS = {"plans": ["plans", "exclusion"], "selection": ["both", "plans"], "nobody": ["both", "absent"]}
+CELLS = ["r, alpha 0.1", "r, alpha 0.5"]
+# (virtual seconds, accuracy) of each test, the same with both seeds; in the second cell all are twice as slow.
+CURVES = {
+    "exclusion": [(1.0, 0.4), (2.0, 0.5), (4.0, 0.6)],
+    "plans": [(3.0, 0.5), (6.0, 0.8), (8.0, 0.7)],
+    "both": [(1.0, 0.5), (3.0, 0.8), (4.0, 0.9)],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    variants = [*CURVES, "absent"]
+    found = describe(tmp_path_factory.mktemp("effects"), dict.fromkeys(CELLS, variants), effects=EFFECTS)
+    for number, cell in enumerate(CELLS, start=1):
+        for seed in (1, 2):
+            for variant, curve in CURVES.items():
+                slower = [(number * time_s, accuracy) for time_s, accuracy in curve]
+                policy = "exclusion" if variant == "exclusion" else "fedhybrid"
+                write_curve(place(found, cell, seed, variant), slower, seed=seed, policy=policy, failing=0.0)
+    return found
+
+
+def test_numbers_by_hand(folder: Path) -> None:
+    found = effects(load_comparison(folder).cells)
+    assert list(found) == ["plans", "selection"], "the third has no runs"
+    plans, selection = found.values()
+    assert (plans.variant, plans.against, plans.cells) == ("plans", "exclusion", 2)
+    assert plans.difference is not None
+    assert astuple(plans.difference) == pytest.approx((0.1, 0.1, 0.1, 2))
+    assert (plans.beyond, plans.intervals) == (2, 2)
+    # Targets 0.5 and 0.8: exclusion takes 2 s to the first, plans 3 s; only plans reach the second.
+    assert plans.counts == Counts(both=4, alone=4, missed=0)
+    assert plans.speed_up is not None
+    assert plans.speed_up.mean == pytest.approx(2 / 3)
+    assert plans.time_ratio is not None
+    assert plans.time_ratio.mean == pytest.approx(2.0)
+    assert plans.same_ratio is not None
+    assert plans.same_ratio < 1
+    assert selection.speed_up is not None
+    assert selection.speed_up.mean == pytest.approx(math.sqrt(3 * 2))
+
+
+def test_equal_participation_is_seen_in_the_records(folder: Path) -> None:
+    assert effects(load_comparison(folder).cells)["selection"].same_ratio == 1.0
+
+
+def test_page_text_and_numbers_have_them(folder: Path) -> None:
+    written = write_comparison(folder)
+    assert "Effects apart" in written.page.read_text()
+    row = next(line for line in written.text.read_text().splitlines() if line.startswith("| selection |"))
+    assert "| both | plans | 2 | 100 % |" in row.replace("\u00a0", " ")
+    assert "+20.0 (+20.0 to +20.0)" in row
+    numbers = json.loads((folder / "table.json").read_text())
+    assert numbers["effects"]["plans"]["against"] == "exclusion"
+
+
+def test_a_comparison_without_effects_shows_none(tmp_path: Path) -> None:
+    describe(tmp_path, {"r": ["exclusion"]}, seeds=[1])
+    write_curve(place(tmp_path, "r", 1, "exclusion"), CURVES["exclusion"], seed=1)
+    assert "Effects apart" not in write_comparison(tmp_path).page.read_text()
+
+
+RECIPE: dict[str, Any] = {
+    "method": "fedavg",
+    "policy": "uniform",
+    "model": "cnn",
+    "dataset": "digits",
+    "compare": {"variants": {"one": {}, "two": {"policy": "exclusion"}}, "effects": {"exclusion": ["two", "one"]}},
+}
+
+
+def test_a_recipe_names_them_and_comparison_json_keeps_them() -> None:
+    cells = cells_of({"r": RECIPE})
+    assert cells[0].effects == {"exclusion": ("two", "one")}
+    assert described(cells, 1)["cells"][0]["effects"] == {"exclusion": ["two", "one"]}
+
+
+@pytest.mark.parametrize(
+    ("pair", "problem"),
+    [
+        (["two", "three"], "compare: effects.exclusion must name one of the variants (one, two), got 'three'"),
+        (["two"], "compare.effects.exclusion: must be two variants, got ['two']"),
+    ],
+)
+def test_pairs_are_two_variants(pair: list[str], problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(RECIPE, {"compare.effects.exclusion": pair})
+    assert caught.value.problems == (problem,)
