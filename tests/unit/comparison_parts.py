@@ -43,6 +43,7 @@ def describe(
     targets: Sequence[float] = (0.5, 0.8),
     reference: str | None = None,
     oracle: str | None = None,
+    apart: Sequence[str] = (),
     effects: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
     """Writes comparison.json: cells by label, each with its variants."""
@@ -61,6 +62,7 @@ def describe(
                 "targets": list(targets),
                 "reference": reference,
                 "oracle": oracle,
+                **({"apart": list(apart)} if apart else {}),
                 **({} if effects is None else {"effects": {label: list(pair) for label, pair in effects.items()}}),
                 "variants": {variant: {} for variant in variants},
             }

@@ -18,6 +18,7 @@ from fedhybrid.experiment.fixing import described
 from fedhybrid.report.comparison import load_comparison, write_comparison
 from fedhybrid.report.comparison.effects import effects
 from fedhybrid.report.comparison.overall import Counts
+from fedhybrid.report.comparison.timing import rank_means
 
 EFFECTS = {"plans": ["plans", "exclusion"], "selection": ["both", "plans"], "nobody": ["both", "absent"]}
 CELLS = ["r, alpha 0.1", "r, alpha 0.5"]
@@ -108,3 +109,21 @@ def test_pairs_are_two_variants(pair: list[str], problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(RECIPE, {"compare.effects.exclusion": pair})
     assert caught.value.problems == (problem,)
+
+
+def test_variants_apart_have_no_place_and_are_in_no_headline(tmp_path: Path) -> None:
+    describe(tmp_path, {"r": list(CURVES)}, targets=[0.5], reference="exclusion", apart=["both"])
+    for seed in (1, 2):
+        for variant, curve in CURVES.items():
+            write_curve(place(tmp_path, "r", seed, variant), curve, seed=seed)
+    cell = load_comparison(tmp_path).cells[0]
+    assert rank_means(cell, 0.5) == {"exclusion": 1.0, "plans": 2.0}
+    assert write_comparison(tmp_path).page.read_text().count("<h1>plans ends 10.0 points above exclusion") == 1
+
+
+def test_what_is_apart_is_fixed_with_the_rest() -> None:
+    apart = load_config(RECIPE, {"compare.apart": ["two"]}).compare.apart
+    assert apart == ["two"]
+    with pytest.raises(ConfigError, match=r"apart must name one of the variants \(one, two\), got 'three'"):
+        load_config(RECIPE, {"compare.apart": ["three"]})
+    assert described(cells_of({"r": RECIPE}, {"compare.apart": ["two"]}), 1)["cells"][0]["apart"] == ["two"]

@@ -44,6 +44,7 @@ class Cell:
         targets: Accuracies whose times are told, ascending.
         reference: The variant with which the others are compared.
         oracle: The variant without limits, if there is one.
+        apart: Further variants that get no place among the others.
         effects: Two variants that differ in one thing, by what that is.
         variants: The complete configuration of each, with the first seed.
     """
@@ -55,6 +56,7 @@ class Cell:
     targets: tuple[float, ...]
     reference: str | None
     oracle: str | None
+    apart: tuple[str, ...]
     effects: Mapping[str, tuple[str, str]]
     variants: Mapping[str, RunConfig]
 
@@ -113,6 +115,7 @@ def _cells(name: str, recipe: Recipe, overrides: Mapping[str, Any]) -> list[Cell
                 targets=tuple(sorted(set(compare.targets or ()))),
                 reference=compare.reference,
                 oracle=compare.oracle,
+                apart=tuple(compare.apart or ()),
                 effects={name: (pair[0], pair[1]) for name, pair in (compare.effects or {}).items()},
                 variants=variants,
             )

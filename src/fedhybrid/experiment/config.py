@@ -246,8 +246,8 @@ class CompareTable(_Table):
 
     The rest is for `fedhybrid compare`: `grid` says in which settings cells differ (`experiment.cells`), `targets` the
     accuracies whose times are told, `reference` the variant with which the others are compared, `oracle` one
-    without limits, which gets no place among the others; `effects` names pairs of variants that differ in one thing, by
-    what that is: the one that has it, then the one that has not.
+    without limits, which gets no place among the others, and `apart` further variants that get none; `effects` names
+    pairs of variants that differ in one thing, by what that is: the one that has it, then the one that has not.
     """
 
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -255,11 +255,13 @@ class CompareTable(_Table):
     targets: list[_Ratio] | None = None
     reference: str | None = None
     oracle: str | None = None
+    apart: list[str] | None = None
     effects: dict[str, _Pair] | None = None
 
     @model_validator(mode="after")
     def _names_are_variants(self) -> CompareTable:
-        named = [(f"effects.{label}", name) for label, pair in (self.effects or {}).items() for name in pair]
+        named = [("apart", name) for name in self.apart or ()]
+        named += [(f"effects.{label}", name) for label, pair in (self.effects or {}).items() for name in pair]
         for where, name in (("reference", self.reference), ("oracle", self.oracle), *named):
             if name is not None and name not in self.variants:
                 raise ValueError(f"{where} must name one of the variants ({', '.join(self.variants)}), got {name!r}")

@@ -52,6 +52,7 @@ def described(cells: Sequence[Cell], seeds: int) -> dict[str, Any]:
                 "targets": list(cell.targets),
                 "reference": cell.reference,
                 "oracle": cell.oracle,
+                "apart": list(cell.apart),
                 "effects": {name: list(pair) for name, pair in cell.effects.items()},
                 "variants": {label: to_table(config) for label, config in cell.variants.items()},
             }
@@ -180,6 +181,7 @@ def _changes(was: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
 def _flat(cell: Mapping[str, Any]) -> dict[str, Any]:
     """All that is fixed of a cell; a setting of all its variants has one entry."""
     flat: dict[str, Any] = {name: cell[name] for name in ("targets", "reference", "oracle")}
+    flat["apart"] = sorted(cell.get("apart", ()))
     flat["variants"] = sorted(cell["variants"])
     tables = {label: _settings(table) for label, table in cell["variants"].items()}
     for label, table in tables.items():

@@ -126,13 +126,14 @@ class PlannedUtility:
     def _length_s(self, utility: FloatArray, round_s: FloatArray, free: np.ndarray, left: int) -> float:
         """How long the round may last: the clients of `free` within it have places for `left`."""
         lengths_s = _lengths_s(round_s)
+        heard = ~free
+        found = utility if not heard.any() else np.where(free, utility, 0.0)
         shortest = np.searchsorted(lengths_s, round_s)  # the first length that is long enough for each client
-        number = np.bincount(shortest[free], minlength=len(lengths_s)).cumsum()
-        total = np.bincount(shortest[free], utility[free], len(lengths_s)).cumsum()
-        squares = np.bincount(shortest[free], utility[free] ** 2, len(lengths_s)).cumsum()
+        number = np.bincount(shortest, free, len(lengths_s)).cumsum()
+        total = np.bincount(shortest, found, len(lengths_s)).cumsum()
+        squares = np.bincount(shortest, found * found, len(lengths_s)).cumsum()
         # A client that is drawn in proportion to its utility has this one on average.
         mean = np.divide(squares, total, out=np.zeros_like(total), where=total > 0)
-        heard = ~free
         given = float(utility[heard].sum())
         rate = (given + left * mean) / np.maximum(lengths_s, _SHORTEST_S) ** self.speed_penalty
         possible = (number >= left) & (lengths_s >= round_s[heard].max(initial=0.0))

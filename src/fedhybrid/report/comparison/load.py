@@ -25,6 +25,7 @@ class Cell:
         targets: Accuracies that were fixed before the runs, ascending.
         reference: The variant with which the others are compared; None where none was named.
         oracle: The variant without limits, which has no place among the others; None where none was named.
+        apart: Further variants that get no place.
         effects: Two variants that differ in one thing, by what that is.
         runs: Finished runs by variant, and there by seed; a variant that has none yet is there, too.
         settings: The complete configuration of each variant, with the first seed.
@@ -35,6 +36,7 @@ class Cell:
     targets: tuple[float, ...]
     reference: str | None
     oracle: str | None
+    apart: frozenset[str]
     effects: Mapping[str, tuple[str, str]]
     runs: Mapping[str, Mapping[int, RunRecords]]
     settings: Mapping[str, Mapping[str, Any]]
@@ -53,10 +55,16 @@ class Cell:
     def ranked_seeds(self) -> list[int]:
         """The seeds that all variants have finished which get a place: with others, who is missing would be no rival.
 
-        A variant that has finished nothing at all, and the oracle, get none.
+        A variant that has finished nothing at all gets none.
         """
-        ranked = [runs for label, runs in self.finished.items() if label != self.oracle]
-        return [seed for seed in self.seeds if all(seed in runs for runs in ranked)]
+        return [seed for seed in self.seeds if all(seed in runs for runs in self.racing.values())]
+
+    @property
+    def racing(self) -> dict[str, Mapping[int, RunRecords]]:
+        """The variants that have finished runs and get a place: neither the oracle nor those apart."""
+        return {
+            label: runs for label, runs in self.finished.items() if label != self.oracle and label not in self.apart
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +132,7 @@ def _cell(folder: Path, raw: Mapping[str, Any], problems: list[str]) -> Cell:
         targets=tuple(raw["targets"]),
         reference=raw["reference"],
         oracle=raw["oracle"],
+        apart=frozenset(raw.get("apart", ())),
         effects={label: (variant, against) for label, (variant, against) in raw.get("effects", {}).items()},
         runs=runs,
         settings=raw["variants"],

@@ -132,9 +132,9 @@ def made(comparison: Comparison) -> str:
 
 
 def _racing(scenes: Sequence[Scene], found: Mapping[str, Overall]) -> dict[str, Overall]:
-    """The variants that can be first: no oracles, and none that misses runs."""
-    oracles = {scene.cell.oracle for scene in scenes}
-    return {label: each for label, each in found.items() if label not in oracles and not each.missing}
+    """The variants that can be first: no oracles, none apart, and none that misses runs."""
+    racing = {label for scene in scenes for label in scene.cell.racing}
+    return {label: each for label, each in found.items() if label in racing and not each.missing}
 
 
 def _beside_reference(label: str, each: Overall, gain: Spread, reference: str) -> str:

@@ -143,8 +143,7 @@ def rank_means(cell: Cell, target: float) -> dict[str, float]:
     for seed in cell.ranked_seeds:
         times_s = {
             label: math.inf if (time_s := time_to_accuracy_s(runs[seed], target)) is None else time_s
-            for label, runs in cell.finished.items()
-            if label != cell.oracle
+            for label, runs in cell.racing.items()
         }
         anybody = anybody or any(math.isfinite(time_s) for time_s in times_s.values())
         for label, rank in ranks(times_s).items():
