@@ -14,6 +14,7 @@ from tests.run_parts import small
 
 import fedhybrid as fh
 from fedhybrid.experiment.check import load_config
+from fedhybrid.experiment.recipes import read_recipe
 from fedhybrid.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ def test_every_method_has_its_line() -> None:
 @pytest.mark.parametrize(("recipe", "settings"), SETTINGS)
 def test_settings_load(recipe: str, settings: str) -> None:
     """In the recipe that they name, without its variants."""
-    given = tomllib.loads((ROOT / recipe).read_text(encoding="utf-8"))
+    given = dict(read_recipe(ROOT / recipe))
     given.pop("compare", None)
     load_config(merged(given, tomllib.loads(settings)))
 

@@ -56,10 +56,13 @@ class TestByClassMix:
         shards = DealtShards.of([np.array([0]), np.array([2]), np.array([4])])
         assert own_accuracies(self.RIGHT, self.DATA, shards, np.array([2, 1]), natural=False).tolist() == [0.0, 1.0]
 
-    def test_a_class_that_is_not_tested_counts_as_wrong(self) -> None:
+    def test_a_class_that_is_not_tested_is_left_out(self) -> None:
         shards = DealtShards.of([np.array([0, 1])])
         dataset = data(train=[0, 2], test=[0, 1])
-        assert own_accuracies(np.array([True, True]), dataset, shards, clients(1), natural=False).tolist() == [0.5]
+        assert own_accuracies(np.array([True, True]), dataset, shards, clients(1), natural=False).tolist() == [1.0]
+        nothing = own_accuracies(np.array([True]), data(train=[2], test=[0]), DealtShards.of([np.array([0])]),
+                                 clients(1), natural=False)  # fmt: skip
+        assert math.isnan(nothing[0])
 
     def test_people_are_not_looked_at_unless_clients_are_people(self) -> None:
         dataset = data([0, 1], [0, 1], natural=[5, 6], tested=[6, 5])

@@ -12,6 +12,7 @@ from tests.federation_parts import recipe
 from fedhybrid.errors import ConfigError
 from fedhybrid.executor import SGD, Adam, AdamW, Proximal
 from fedhybrid.experiment import build_federation, config_toml, load_config
+from fedhybrid.experiment.cells import cells_of
 from fedhybrid.experiment.check import to_table, variants_of
 from fedhybrid.experiment.config import RunConfig, TrainTable
 from fedhybrid.experiment.material import base_optimizer
@@ -19,6 +20,7 @@ from fedhybrid.experiment.overrides import apply_overrides
 from fedhybrid.experiment.parts import input_files
 
 ROOT = Path(__file__).parents[2]
+RECIPES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "recipes").rglob("*.toml"))
 
 
 def problems_of(raw: Any, **overrides: Any) -> list[str]:
@@ -335,10 +337,15 @@ class TestResolved:
         assert {variant.seed for variant in variants.values()} == {8}
         assert all(not variant.compare.variants for variant in variants.values())
 
-    @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.toml")), ids=lambda path: path.name)
-    def test_every_recipe_of_the_project_is_good(self, path: Path) -> None:
-        config = load_config(path, {"rounds": 1, "seed": 2, "policy": "uniform"})
+    @pytest.mark.parametrize("path", RECIPES)
+    def test_every_recipe_of_the_project_is_good(self, path: str) -> None:
+        config = load_config(ROOT / path, {"rounds": 1, "seed": 2, "policy": "uniform"})
         assert to_table(load_config(to_table(config))) == to_table(config)
+
+    @pytest.mark.parametrize("path", [path for path in RECIPES if path.startswith(("recipes/comp", "recipes/headl"))])
+    def test_every_comparison_of_the_project_is_good_at_each_point_of_its_grid(self, path: str) -> None:
+        cells = cells_of({"it": ROOT / path})
+        assert all(cell.variants.keys() == load_config(ROOT / path).compare.variants.keys() for cell in cells)
 
 
 class TestBuild:

@@ -70,6 +70,7 @@ def dirichlet(labels: IntArray, spec: PartitionSpec) -> DealtShards:
     """
     _check_clients(labels, spec)
     _check_alpha("dirichlet", spec)
+    _check_holders(spec)
     rng = spec.rng("dirichlet")
     owner = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
@@ -195,6 +196,7 @@ def _as_allowed(dealt: DealtShards, labels: IntArray, spec: PartitionSpec) -> De
     """Without samples of classes that a client may not hold."""
     if not spec.holders:
         return dealt
+    _check_holders(spec)
     parts = [dealt[client] for client in range(spec.clients)]
     held = [part[~np.isin(labels[part], _barred(spec, client))] for client, part in enumerate(parts)]
     if empty := [client for client, part in enumerate(held) if not len(part)]:
@@ -214,3 +216,12 @@ def _check_clients(labels: IntArray, spec: PartitionSpec) -> None:
 def _check_alpha(name: str, spec: PartitionSpec) -> None:
     if not (math.isfinite(spec.alpha) and spec.alpha > 0):
         raise ConfigError(f"data.alpha must be a positive number for the partition {name!r}, got {spec.alpha}")
+
+
+def _check_holders(spec: PartitionSpec) -> None:
+    """Each class that not all may hold, somebody may."""
+    if nobodys := sorted(label for label, may in spec.holders.items() if not may.any()):
+        raise ConfigError(
+            f"data.alone_classes: nobody may hold class {', '.join(map(str, nobodys))}, because none of the "
+            f"{spec.clients:,} clients is in data.alone_tiers; name other tiers, or make data.clients larger"
+        )

@@ -74,7 +74,8 @@ def own_accuracies(
     """Accuracy on data like each client's own; NaN where there are none.
 
     A client that is a person of the data set is tested on that person's test samples. Otherwise nobody's data are held
-    back, and the accuracy on each class of the test set is weighted by the classes of the client's training samples.
+    back, and the accuracy on each class of the test set is weighted by the classes of the client's training samples;
+    classes that the test set has no samples of are left out.
 
     Args:
         correct: Whether each test sample is answered correctly.
@@ -91,9 +92,10 @@ def own_accuracies(
         return np.array([_ratio(right[each].sum(), tested[each].sum()) for each in own])
     labels = dataset.test.labels.numpy()
     right = np.bincount(labels, weights=correct, minlength=dataset.classes)
-    by_class = right / np.maximum(np.bincount(labels, minlength=dataset.classes), 1)
+    tested = np.bincount(labels, minlength=dataset.classes)
+    by_class = right / np.maximum(tested, 1)
     held = dataset.train.labels.numpy()
-    mixes = (np.bincount(held[shards[int(client)]], minlength=dataset.classes) for client in clients)
+    mixes = (np.bincount(held[shards[int(client)]], minlength=dataset.classes) * (tested > 0) for client in clients)
     return np.array([_ratio(float(mix @ by_class), float(mix.sum())) for mix in mixes])
 
 

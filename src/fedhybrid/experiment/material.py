@@ -61,7 +61,9 @@ def dealt(config: RunConfig, dataset: Dataset) -> Shards:
 
 def _holders(config: RunConfig, dataset: Dataset) -> dict[int, NDArray[np.bool_]]:
     """Of each class that some tiers hold alone, the clients in them."""
-    tiers, alone = config.fleet.tiers, config.data.alone_classes or []
+    tiers, alone = config.fleet.tiers, config.data.alone_classes
+    if not alone:
+        return {}
     if unknown := [label for label in alone if label >= dataset.classes]:
         raise ConfigError(
             f"data.alone_classes must be classes of {dataset.name}, 0 to {dataset.classes - 1}; found "

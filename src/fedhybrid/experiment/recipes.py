@@ -83,7 +83,7 @@ def _variant(base: Any, own: Any) -> Any:
 
 def _parsed(path: Path, above: tuple[Path, ...]) -> Mapping[str, Any]:
     """What stands in one file."""
-    for_whom = f", the base of {above[-1]}" if above else ""
+    for_whom = f", the base of {above[-1]}," if above else ""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -12,6 +12,8 @@ Why:
   makes a round as long as ten do. So first the round's length T is chosen, the one with the largest expected utility of
   a cohort of clients with t <= T, divided by T; then clients are drawn from those in proportion to their utility. Most
   rounds are short; a long one comes when what slow clients would teach is worth it, and then many of them are in it.
+- Time counts most at first, when any data move the model, and half as much after each `speed_half_life_rounds`: later
+  what only slow devices hold is what is missing, and rounds of fast devices alone make the model forget it.
 - Drawn, not the best: the clients with the highest losses are often those with the oddest data, and a cohort of them
   alone pulls the model away from everybody else.
 - Speed and data are often linked: slow devices may hold classes that nobody else has, and nobody knows before they were
@@ -52,7 +54,9 @@ class PlannedUtility:
 
     Attributes:
         bonus: Weight of UCB1's bonus.
-        speed_penalty: The exponent on a round's length; 0 ignores time.
+        speed_penalty: The exponent on a round's length in the first round; 0 ignores time.
+        speed_penalty_least: The exponent is never less.
+        speed_half_life_rounds: After so many rounds it is half of what it was.
         size_power: The exponent on a client's number of samples; 1 is Oort's utility. FedAvg weighs updates by samples
             already.
         floor_ratio: Share of places that a tier is owed, of its share of the fit clients; 0 is no floor, 1 is
@@ -64,6 +68,8 @@ class PlannedUtility:
 
     bonus: float = 0.1
     speed_penalty: float = 1.0
+    speed_penalty_least: float = 0.2
+    speed_half_life_rounds: float = 12.0
     size_power: float = 1.0
     floor_ratio: float = 0.7
     floor_burst_ratio: float = 0.5
@@ -72,8 +78,16 @@ class PlannedUtility:
 
     def __post_init__(self) -> None:
         problems = [
-            *least_problems(0, bonus=self.bonus, speed_penalty=self.speed_penalty, size_power=self.size_power),
-            *least_problems(1, floor_window_rounds=self.floor_window_rounds),
+            *least_problems(
+                0,
+                bonus=self.bonus,
+                speed_penalty=self.speed_penalty,
+                speed_penalty_least=self.speed_penalty_least,
+                size_power=self.size_power,
+            ),
+            *least_problems(
+                1, floor_window_rounds=self.floor_window_rounds, speed_half_life_rounds=self.speed_half_life_rounds
+            ),
             *ratio_problems(floor_ratio=self.floor_ratio, floor_burst_ratio=self.floor_burst_ratio),
             *percentile_problems(clip_percentile=self.clip_percentile),
         ]
@@ -101,7 +115,8 @@ class PlannedUtility:
         for owed in np.flatnonzero(places):
             free[_least_heard(np.flatnonzero(tier == owed), arms.times, places[owed], rng)] = False
         heard, left = np.flatnonzero(~free), count - int((~free).sum())
-        longest_s = self._length_s(utility, round_s, free, left) if left else 0.0
+        penalty = max(self.speed_penalty_least, self.speed_penalty * 0.5 ** (round_index / self.speed_half_life_rounds))
+        longest_s = _length_s(utility, round_s, free, left, penalty) if left else 0.0
         near = np.flatnonzero(free & (round_s <= longest_s))
         rows = np.sort(np.concatenate([heard, pick_weighted(near, utility[near], left, rng)]))
         return client[rows], self._floor.chosen(state, client[rows], tier[rows])
@@ -123,27 +138,28 @@ class PlannedUtility:
         utility: FloatArray = (stat + count_bonus(self.bonus, arms.times, round_index)) * success
         return utility
 
-    def _length_s(self, utility: FloatArray, round_s: FloatArray, free: np.ndarray, left: int) -> float:
-        """How long the round may last: the clients of `free` within it have places for `left`."""
-        lengths_s = _lengths_s(round_s)
-        heard = ~free
-        found = utility if not heard.any() else np.where(free, utility, 0.0)
-        shortest = np.searchsorted(lengths_s, round_s)  # the first length that is long enough for each client
-        number = np.bincount(shortest, free, len(lengths_s)).cumsum()
-        total = np.bincount(shortest, found, len(lengths_s)).cumsum()
-        squares = np.bincount(shortest, found * found, len(lengths_s)).cumsum()
-        # A client that is drawn in proportion to its utility has this one on average.
-        mean = np.divide(squares, total, out=np.zeros_like(total), where=total > 0)
-        given = float(utility[heard].sum())
-        rate = (given + left * mean) / np.maximum(lengths_s, _SHORTEST_S) ** self.speed_penalty
-        possible = (number >= left) & (lengths_s >= round_s[heard].max(initial=0.0))
-        return float(lengths_s[np.argmax(np.where(possible, rate, -1.0))])
-
     @property
     def _floor(self) -> ParticipationFloor:
         return ParticipationFloor(
             floor_ratio=self.floor_ratio, burst_ratio=self.floor_burst_ratio, window_rounds=self.floor_window_rounds
         )
+
+
+def _length_s(utility: FloatArray, round_s: FloatArray, free: np.ndarray, left: int, penalty: float) -> float:
+    """How long the round may last: the clients of `free` within it have places for `left`."""
+    lengths_s = _lengths_s(round_s)
+    heard = ~free
+    found = utility if not heard.any() else np.where(free, utility, 0.0)
+    shortest = np.searchsorted(lengths_s, round_s)  # the first length that is long enough for each client
+    number = np.bincount(shortest, free, len(lengths_s)).cumsum()
+    total = np.bincount(shortest, found, len(lengths_s)).cumsum()
+    squares = np.bincount(shortest, found * found, len(lengths_s)).cumsum()
+    # A client that is drawn in proportion to its utility has this one on average.
+    mean = np.divide(squares, total, out=np.zeros_like(total), where=total > 0)
+    given = float(utility[heard].sum())
+    rate = (given + left * mean) / np.maximum(lengths_s, _SHORTEST_S) ** penalty
+    possible = (number >= left) & (lengths_s >= round_s[heard].max(initial=0.0))
+    return float(lengths_s[np.argmax(np.where(possible, rate, -1.0))])
 
 
 def _lengths_s(round_s: FloatArray) -> FloatArray:

@@ -12,7 +12,7 @@ __all__ = ["brief_of", "brief_of_run", "brief_text"]
 
 # Who is chosen, when, and what goes wrong on purpose is the server's business; so are its files.
 _OURS = ("model", "model_options", "dataset", "data", "train", "method", "method_options", "planner", "traffic", "seed")
-_NEEDS = {"policy": "uniform", "fleet": {"clients_per_round": 1}}  # for the recipe's own check
+_NEEDS: dict[str, Any] = {"policy": "uniform", "fleet": {"clients_per_round": 1}}  # for the recipe's own check
 
 
 def brief_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,7 +25,16 @@ def brief_of(config: Mapping[str, Any]) -> dict[str, Any]:
     pretraining = config.get("pretrain")
     if pretraining is not None and "weights" not in pretraining:  # which samples clients go without
         ours["pretrain"] = pretraining
-    return ours | _NEEDS
+    return ours | _needs(config)
+
+
+def _needs(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`_NEEDS`; where tiers hold classes alone, also which there are: a device's share of the data depends on them."""
+    if not config.get("data", {}).get("alone_tiers"):
+        return _NEEDS
+    own = {"budget": "100%", "device": "laptop"}  # what a device can give, it knows itself
+    tiers = [{"name": tier["name"], "share": tier["share"]} | own for tier in config["fleet"]["tiers"]]
+    return _NEEDS | {"fleet": _NEEDS["fleet"] | {"tiers": tiers}}
 
 
 def brief_text(config: Mapping[str, Any]) -> str:
