@@ -1,5 +1,6 @@
 """How benchmarks show what they found: tables in markdown, pictures, and notes that say where the numbers are from."""
 
+from showing.claims import claims_table
 from showing.curves import draw_curves
 from showing.methods import draw_methods, methods_table
 from showing.note import machine, note_name, write_note
@@ -8,6 +9,7 @@ from showing.tables import activations_table, codecs_table, exactness_table, mem
 
 __all__ = [
     "activations_table",
+    "claims_table",
     "codecs_table",
     "draw_curves",
     "draw_memory",

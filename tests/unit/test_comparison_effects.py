@@ -50,7 +50,7 @@ def test_numbers_by_hand(folder: Path) -> None:
     assert (plans.variant, plans.against, plans.cells) == ("plans", "exclusion", 2)
     assert plans.difference is not None
     assert astuple(plans.difference) == pytest.approx((0.1, 0.1, 0.1, 2))
-    assert (plans.beyond, plans.intervals) == (2, 2)
+    assert (plans.above, plans.below, plans.intervals) == (2, 0, 2)
     # Targets 0.5 and 0.8: exclusion takes 2 s to the first, plans 3 s; only plans reach the second.
     assert plans.counts == Counts(both=4, alone=4, missed=0)
     assert plans.speed_up is not None

@@ -121,7 +121,7 @@ def check_versions(folder: Path, wanted: Mapping[str, Any]) -> str | None:
 
 
 def store(folder: Path, wanted: Mapping[str, Any], *, running: bool) -> None:
-    """Writes comparison.json, if it is not there, has fewer seeds, or does not name the code that runs now.
+    """Writes comparison.json, if it is not there, has fewer seeds or other effects, or does not name the running code.
 
     Args:
         folder: The comparison's.
@@ -133,8 +133,12 @@ def store(folder: Path, wanted: Mapping[str, Any], *, running: bool) -> None:
         content = dict(wanted)
     else:
         codes = stored.get("codes", [])
+        now = {cell["label"]: cell["effects"] for cell in wanted["cells"]}
+        fixed = wanted if stored["seeds"] < wanted["seeds"] else stored
         content = {
-            **(wanted if stored["seeds"] < wanted["seeds"] else stored),
+            **fixed,
+            # They are how results are read, and no race: they may be named when all runs are over.
+            "cells": [{**cell, "effects": now[cell["label"]]} for cell in fixed["cells"]],
             "versions": stored["versions"],
             "codes": list(dict.fromkeys([*codes, *(wanted["codes"] if running else [])])),
             "first_seeds": stored.get("first_seeds", stored["seeds"]),

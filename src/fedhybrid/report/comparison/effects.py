@@ -24,7 +24,8 @@ class Effect:
         cells: How many have finished runs of both.
         same_ratio: Share of rounds in which both trained with the same devices, all seeds and cells.
         difference: Final accuracy minus the other's, each cell once.
-        beyond: Cells in which that is larger than half of its 95 % interval.
+        above: Cells in which that is above zero by more than half of its 95 % interval.
+        below: Those in which it is below zero by more.
         intervals: Cells that have an interval.
         speed_up: The other's time / this one's to the targets, each cell once; the mean is geometric.
         counts: Targets of all seeds and cells: reached by both, by this one alone, by the other alone.
@@ -36,7 +37,8 @@ class Effect:
     cells: int
     same_ratio: float | None
     difference: Spread | None
-    beyond: int
+    above: int
+    below: int
     intervals: int
     speed_up: Spread | None
     counts: Counts
@@ -99,7 +101,8 @@ def _effect(variant: str, against: str, pairs: Sequence[_Pair]) -> Effect:
         cells=len(pairs),
         same_ratio=sum(pair.same for pair in pairs) / rounds if rounds else None,
         difference=over_cells([each.mean for each in differences]),
-        beyond=sum(each.half is not None and abs(each.mean) > each.half for each in differences),
+        above=sum(each.half is not None and each.mean > each.half for each in differences),
+        below=sum(each.half is not None and -each.mean > each.half for each in differences),
         intervals=sum(each.half is not None for each in differences),
         speed_up=over_cells([pair.beside.ratio for pair in pairs], geometric=True),
         counts=counted([pair.beside for pair in pairs]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from fedhybrid.errors import ConfigError
 from fedhybrid.records import COMPARISON
 from fedhybrid.report.load import RunRecords, load_records
 
-__all__ = ["Cell", "Comparison", "load_comparison"]
+__all__ = ["Cell", "Comparison", "joined", "load_comparison"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class Comparison:
 
     Attributes:
         folder: Where it lies.
-        versions: Of fedhybrid, torch and Python, and the hash of the package's code.
+        versions: Of fedhybrid, torch and Python, and the hash of the package's code; of several comparisons, all.
         codes: The hashes of all states of the code that made runs.
         first_seeds: How many seeds were asked for at first.
         cells: In the order of their runs.
@@ -113,6 +113,28 @@ def load_comparison(folder: Path | str) -> Comparison:
     if problems:
         raise ConfigError(problems)
     return Comparison(folder=folder, versions=versions, codes=codes, first_seeds=first_seeds, cells=cells)
+
+
+def joined(comparisons: Sequence[Comparison], folder: Path) -> Comparison:
+    """Several comparisons as one, whose page lies in `folder`; their cells stand side by side.
+
+    Raises:
+        ConfigError: Two have a cell of the same label.
+    """
+    labels = [cell.label for each in comparisons for cell in each.cells]
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise ConfigError(f"these comparisons cannot share a page, as several have the cell {twice[0]!r}")
+    names = dict.fromkeys(name for each in comparisons for name in each.versions)
+    return Comparison(
+        folder=folder,
+        versions={
+            name: " and ".join(dict.fromkeys(each.versions[name] for each in comparisons if name in each.versions))
+            for name in names
+        },
+        codes=tuple(dict.fromkeys(code for each in comparisons for code in each.codes)),
+        first_seeds=min(each.first_seeds for each in comparisons),
+        cells=tuple(cell for each in comparisons for cell in each.cells),
+    )
 
 
 def _cell(folder: Path, raw: Mapping[str, Any], problems: list[str]) -> Cell:

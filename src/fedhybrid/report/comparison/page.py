@@ -15,7 +15,7 @@ from fedhybrid.report import tables
 from fedhybrid.report.comparison import sentences
 from fedhybrid.report.comparison.effects import Effect, effects
 from fedhybrid.report.comparison.figures import DRAWINGS, Drawing, Scene
-from fedhybrid.report.comparison.load import Comparison, load_comparison
+from fedhybrid.report.comparison.load import Comparison, joined, load_comparison
 from fedhybrid.report.comparison.measuring import measure_cell
 from fedhybrid.report.comparison.overall import Overall, overall
 from fedhybrid.report.comparison.table import (
@@ -66,13 +66,20 @@ class _CellTables:
     configs: list[tuple[str, str]]
 
 
-def write_comparison(folder: Path | str) -> Written:
-    """Writes comparison.html, figures/, table.md and table.json for a comparison, finished or not.
+def write_comparison(*folders: Path | str, out: Path | str | None = None) -> Written:
+    """Writes comparison.html, figures/, table.md and table.json for a comparison, finished or not, or for several.
+
+    Args:
+        folders: Of the comparisons; their cells must have different labels.
+        out: Where the page goes: into the comparison's own folder, if nothing is said and there is one only.
 
     Raises:
-        ConfigError: No comparison lies there, files of it cannot be read, or nothing can be written there.
+        ConfigError: No comparison lies there, files of it cannot be read, nothing can be written, or `out` is missing.
     """
-    comparison = load_comparison(folder)
+    found_all = [load_comparison(folder) for folder in folders]
+    if out is None and len(folders) != 1:
+        raise ConfigError(f"one page of {len(folders)} comparisons needs a folder of its own: give --out")
+    comparison = joined(found_all, found_all[0].folder if out is None else Path(out))
     scenes = [Scene(cell=cell, result=measure_cell(cell)) for cell in comparison.cells]
     found = overall([scene.result for scene in scenes])
     apart = effects(comparison.cells)
@@ -82,7 +89,7 @@ def write_comparison(folder: Path | str) -> Written:
     page, text = comparison.folder / "comparison.html", comparison.folder / "table.md"
     try:
         figures = comparison.folder / "figures"
-        figures.mkdir(exist_ok=True)
+        figures.mkdir(parents=True, exist_ok=True)
         pictures = [_picture(name, drawing, scenes, figures) for name, drawing in DRAWINGS.items()]
         text.write_text(_text(comparison, beware, summary, apart, cells), encoding="utf-8")
         (comparison.folder / "table.json").write_text(_json(comparison, scenes, found, apart), encoding="utf-8")

@@ -78,7 +78,7 @@ def effects_table(found: Mapping[str, Effect]) -> Table:
             f"{each.cells:,}",
             or_none(each.same_ratio, partial(percent, digits=0)),
             _spread(each.difference, _points),
-            f"{each.beyond} of {each.intervals}" if each.intervals else NONE,
+            f"{each.above} / {each.below} of {each.intervals}" if each.intervals else NONE,
             _spread(each.speed_up, _times) + _within(each.counts),
             _counts(each.counts),
             _spread(each.time_ratio, _times),
@@ -86,13 +86,14 @@ def effects_table(found: Mapping[str, Effect]) -> Table:
         for label, each in found.items()
     ]
     heads = (
-        "effect", "of", "against", "cells", "same devices", "accuracy", "cells beyond the interval",
+        "effect", "of", "against", "cells", "same devices", "accuracy", "cells above / below",
         "speed-up to targets", _COUNTS, "virtual time in all",
     )  # fmt: skip
     note = (
         "Two variants that differ in one thing. Same devices: share of rounds in which both trained with the same "
         "ones; at 100 % participation is equal, and the rest is the effect of what devices do. Accuracy: of the end, "
-        "difference in percentage points. Speed-up: the other\u2019s time to the targets divided by this one\u2019s; "
+        "difference in percentage points, and how many cells are above or below by more than half of the 95 % "
+        "interval. Speed-up: the other\u2019s time to the targets divided by this one\u2019s; "
         "virtual time in all: this one\u2019s divided by the other\u2019s, for as many rounds. Means over cells (in "
         "brackets the smallest and the largest), of ratios geometric."
     )
