@@ -14,7 +14,7 @@ from tests.unit.comparison_parts import describe, place, write_curve
 from fedhybrid.errors import ConfigError
 from fedhybrid.experiment import load_config
 from fedhybrid.experiment.cells import cells_of
-from fedhybrid.experiment.fixing import described
+from fedhybrid.experiment.fixing import check_place, described, store
 from fedhybrid.report.comparison import load_comparison, write_comparison
 from fedhybrid.report.comparison.effects import effects
 from fedhybrid.report.comparison.overall import Counts
@@ -96,6 +96,19 @@ def test_a_recipe_names_them_and_comparison_json_keeps_them() -> None:
     cells = cells_of({"r": RECIPE})
     assert cells[0].effects == {"exclusion": ("two", "one")}
     assert described(cells, 1)["cells"][0]["effects"] == {"exclusion": ["two", "one"]}
+
+
+def test_effects_may_be_named_when_all_runs_are_over(tmp_path: Path) -> None:
+    before = described(cells_of({"r": RECIPE}), 2)
+    store(tmp_path, before, running=True)
+    named = {"compare.effects": {"other": ["one", "two"]}}
+    after = described(cells_of({"r": RECIPE}, named), 2)
+    check_place(tmp_path, after)
+    store(tmp_path, after, running=False)
+    stored = json.loads((tmp_path / "comparison.json").read_text())
+    assert stored["cells"][0].pop("effects") == {"exclusion": ["two", "one"], "other": ["one", "two"]}
+    assert before["cells"][0].pop("effects")
+    assert stored == json.loads(json.dumps(before)), "nothing else has changed"
 
 
 @pytest.mark.parametrize(
