@@ -1,4 +1,4 @@
-"""The headline comparison: five settings, two fleets, fourteen variants, three seeds; one page and one note of all.
+"""The headline comparison: five settings, two fleets, fifteen variants, three seeds; one page and one note of all.
 
     .venv/bin/python benchmarks/headline.py --root DATA --out DIR             # goes on where it was stopped
     .venv/bin/python benchmarks/headline.py --root DATA --out DIR --note      # and a note in results/
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 from showing import claims_table, note_name, write_note
 
 from fedhybrid.experiment import config_toml
+from fedhybrid.records import COMPARISON
 from fedhybrid.report.comparison import Written, write_comparison
 
 RECIPES = Path(__file__).parents[1] / "recipes/headline"
@@ -33,19 +33,26 @@ PICTURES = ("accuracy", "time-to-target", "participation", "worst-tier")
 def main() -> int:
     given = _arguments()
     recipes = RECIPES / "full" if given.full else RECIPES
-    if not given.only_note:
-        for setting in given.settings:
-            words = [str(recipes / f"{setting}.toml"), f"data.root={given.root}", "--out", str(given.out / setting)]
-            words += ["--seeds", str(given.seeds)]
-            words += [] if given.processes is None else ["--processes", str(given.processes)]
-            # A run that fails is named by the command, and tried again by the next call.
-            subprocess.run([sys.executable, "-m", "fedhybrid", "compare", *words], check=False)
-    folders = [given.out / setting for setting in given.settings if (given.out / setting).is_dir()]
+    failed = [] if given.only_note else [each for each in given.settings if not _compared(given, recipes, each)]
+    folders = [given.out / each for each in given.settings if (given.out / each / COMPARISON).is_file()]
+    if not folders:
+        print(f"nothing of {', '.join(given.settings)} has been run in {given.out}", file=sys.stderr)
+        return 1
     written = write_comparison(*folders, out=given.out / "all")
     print(written.page)
     if given.note or given.only_note:
         print(_note(given, recipes, [folder.name for folder in folders], written))
-    return 0
+    if failed:
+        print(f"runs of {', '.join(failed)} failed; the same command tries them again", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _compared(given: argparse.Namespace, recipes: Path, setting: str) -> bool:
+    """Whether all runs of a setting are there now; the command names those that are not."""
+    words = [str(recipes / f"{setting}.toml"), f"data.root={given.root}", "--out", str(given.out / setting)]
+    words += ["--seeds", str(given.seeds)]
+    words += [] if given.processes is None else ["--processes", str(given.processes)]
+    return subprocess.run([sys.executable, "-m", "fedhybrid", "compare", *words], check=False).returncode == 0
 
 
 def _note(given: argparse.Namespace, recipes: Path, settings: Sequence[str], written: Written) -> Path:
@@ -54,19 +61,30 @@ def _note(given: argparse.Namespace, recipes: Path, settings: Sequence[str], wri
     theme = "headline-full" if given.full else "headline"
     shown = "<details><summary>{0}.toml, complete</summary>\n\n```toml\n{1}```\n\n</details>"
     configs = [shown.format(each, _config(recipes, each)) for each in settings]
+    seeds = list(dict.fromkeys(seed for cell in numbers["cells"] for seed in cell["seeds"]))
+    words = ["--full"] if given.full else []
+    words += [] if list(settings) == list(SETTINGS) else [f"--settings {','.join(settings)}"]
+    words += [f"--seeds {max(len(cell['seeds']) for cell in numbers['cells'])}", "--note"]
+    absent = [each for each in SETTINGS if each not in settings]
     note = write_note(
         note_name(theme, given.hardware),
         title="The headline comparison" + (" at full scale" if given.full else ""),
-        command=f"benchmarks/headline.py --root DATA --out DIR{' --full' if given.full else ''} --note",
-        settings={"settings": ", ".join(settings), "seeds": given.seeds, "time": "virtual"},
-        body="\n".join([claims_table(numbers), written.text.read_text(encoding="utf-8"), *configs]),
+        command=f"benchmarks/headline.py --root DATA --out DIR {' '.join(words)}",
+        settings={
+            "settings": ", ".join(settings),
+            "seeds": ", ".join(map(str, seeds)),
+            "time": "virtual",
+            "made by": ", ".join(f"{name} {each}" for name, each in numbers["versions"].items()),
+        },
+        body="\n".join([claims_table(numbers, absent=absent), written.text.read_text(encoding="utf-8"), *configs]),
     )
     for name in PICTURES:
         drawn = written.page.parent / "figures" / f"{name}.png"
+        kept = note.with_name(f"{note.stem}_{name}.png")
+        kept.unlink(missing_ok=True)  # an earlier note's
         if drawn.is_file():
-            kept = note.with_name(f"{note.stem}_{name}.png")
             shutil.copyfile(drawn, kept)
-            note.write_text(f"{note.read_text()}\n![{name}]({kept.name})\n")
+            note.write_text(f"{note.read_text(encoding='utf-8')}\n![{name}]({kept.name})\n", encoding="utf-8")
     return note
 
 
@@ -78,16 +96,23 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, help="folder of the data sets")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs; what is there is not run again")
-    parser.add_argument("--settings", type=lambda text: text.split(","), default=list(SETTINGS))
+    parser.add_argument(
+        "--settings", type=lambda text: text.split(","), default=list(SETTINGS), help=f"of {', '.join(SETTINGS)}"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--full", action="store_true", help="the recipes in full/")
-    parser.add_argument("--processes", type=int, default=None, help=f"runs at a time; now {os.cpu_count()}")
+    parser.add_argument(
+        "--processes", type=int, default=None, help="runs at a time; as many as processors, if not given"
+    )
     parser.add_argument("--note", action="store_true", help="write a note to benchmarks/results/")
     parser.add_argument("--only-note", action="store_true", help="the same, without running anything")
     parser.add_argument("--hardware", default="epyc-2core", help="names the machine in the note's file")
     given = parser.parse_args()
     if given.root is None and not given.only_note:
         parser.error("--root is needed: the folder of the data sets")
+    if strange := [each for each in given.settings if each not in SETTINGS]:
+        parser.error(f"--settings has {', '.join(strange)}; there are {', '.join(SETTINGS)}")
+    given.settings = [each for each in SETTINGS if each in given.settings]
     return given
 
 

@@ -1,103 +1,179 @@
-"""What was claimed of the headline comparison before its runs, and what came out."""
+"""What docs/headline.md claims of the headline comparison, and what came out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
+
+from fedhybrid.report.comparison.statistics import Estimate, estimate
 
 __all__ = ["claims_table"]
 
-_OURS, _PAPERS = "fedhybrid-plus", "fedhybrid-paper"
-_DECLARED = "uci-har, memory tied to data"
-_POINTS, _TIMES = 39.2, 15.6  # the paper has 39.1 % and 15.5x
+_OURS, _PAPERS, _EXCLUSION = "fedhybrid-plus", "fedhybrid-paper", "random-exclusion"
+_PLANS = ("plus-plans", "paper-plans")
+_DECLARED, _SIBLING = "uci-har, memory tied to data", "uci-har, memory tied to speed"
+_POINTS, _TIMES = 39.2, 15.6  # the paper has "up to +39.1 %" and "up to 15.5x"
 
 
-def claims_table(numbers: Mapping[str, Any]) -> str:
-    """A markdown table from a comparison's `table.json`; cells that are not finished are no part of it."""
-    cells = {cell["label"]: cell for cell in numbers["cells"] if _OURS in cell["variants"]}
-    rows = [*_declared(cells), *_rank(numbers), *_beside_paper(numbers, cells), *_memory(numbers), *_oracle(numbers)]
-    lines = [
-        "| claimed before the runs | found |",
-        "| --- | --- |",
-        *(f"| {claim} | {found} |" for claim, found in rows),
-    ]
+class _Found(NamedTuple):
+    """One row: `holds` is None where nothing can be said, `whole` whether all runs that it is about are there."""
+
+    claim: str
+    holds: bool | None
+    whole: bool
+    words: str = ""
+
+    def row(self) -> str:
+        if self.holds is None:
+            return f"| {self.claim} | not run |"
+        verdict = "yes" if self.holds else "no"
+        return f"| {self.claim} | {verdict if self.whole else f'so far {verdict}'}: {self.words} |"
+
+
+def claims_table(numbers: Mapping[str, Any], *, absent: Sequence[str] = ()) -> str:
+    """Two markdown tables from a comparison's `table.json`: of each claim, and of what else was asked.
+
+    Every row is there, whatever has been run. An answer counts for what is finished and says "so far" until all is.
+
+    Args:
+        numbers: Of all settings that were run.
+        absent: Settings of the headline comparison that `numbers` does not have.
+    """
+    cells = {cell["label"]: cell for cell in numbers["cells"]}
     missing = numbers["missing_runs"]
+    whole = bool(cells) and not missing and not absent
+    claims = [_declared(cells), _rank(numbers, whole), _beside_paper(cells, whole)]
+    asked = [_soonest(cells, whole), _plans(cells, whole), _memory(cells, whole), _oracle(numbers, whole)]
+    words = [f"{len(cells)} cells"]
+    words += [f"{missing:,} of their runs are not finished"] if missing else []
+    words += [f"not begun: {', '.join(absent)}"] if absent else []
     return "\n".join(
-        [f"{len(cells)} cells" + (f"; {missing:,} runs are not finished" if missing else ""), "", *lines, ""]
+        [
+            f"{'; '.join(words)}.",
+            *("", "| claimed before the runs (docs/headline.md) | found |", "| --- | --- |"),
+            *(each.row() for each in claims),
+            *("", "| asked besides, without a claim | found |", "| --- | --- |"),
+            *(each.row() for each in asked),
+            "",
+        ]
     )
 
 
-def _declared(cells: Mapping[str, Any]) -> list[tuple[str, str]]:
-    claim = f"{_DECLARED}: {_OURS} ends at least {_POINTS} points above exclusion"
-    cell = cells.get(_DECLARED)
-    if cell is None:
-        return [(claim, "not run")]
-    gain = cell["variants"][_OURS]["difference"]
-    rows = [(claim, f"{_verdict(100 * gain['mean'] >= _POINTS)}: {100 * gain['mean']:+.1f} points")]
-    best = [
-        (cell["variants"][_OURS]["reference_best"]["beside"]["ratio"], label)
-        for label, cell in cells.items()
-        if (cell["variants"][_OURS]["reference_best"] or {}).get("beside", {}).get("ratio")
-    ]
-    if best:
-        ratio, label = max(best)
-        verdict = _verdict(ratio >= _TIMES)
-        rows.append((f"or, in some cell, exclusion's best accuracy {_TIMES} times sooner",
-                     f"{verdict}: at most {ratio:.2f} times ({label})"))  # fmt: skip
-    return rows
+def _declared(cells: Mapping[str, Any]) -> _Found:
+    claim = f"{_DECLARED}: {_OURS} ends at least {_POINTS} points above {_EXCLUSION}"
+    cell, sibling = cells.get(_DECLARED), cells.get(_SIBLING)
+    gain = _gain(cell, _OURS, _EXCLUSION)
+    if cell is None or gain is None:
+        return _Found(claim, None, False)
+    other = _gain(sibling, _OURS, _EXCLUSION)
+    beside = "not run" if other is None else _points(other)
+    whole = _whole(cell, _OURS, _EXCLUSION) and sibling is not None and _whole(sibling, _OURS, _EXCLUSION)
+    return _Found(claim, 100 * gain.mean >= _POINTS, whole, f"{_points(gain)}; with memory tied to speed: {beside}")
 
 
-def _rank(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _rank(numbers: Mapping[str, Any], whole: bool) -> _Found:
+    claim = f"{_OURS} is first in mean rank of time to the targets, all cells together"
     ranks = {label: each["rank"] for label, each in numbers["overall"].items() if each["rank"] is not None}
-    if _OURS not in ranks:
-        return []
+    if _OURS not in ranks or len(ranks) == 1:
+        return _Found(claim, None, whole)
     order = sorted(ranks, key=ranks.__getitem__)
-    found = ", ".join(f"{label} {ranks[label]:.2f}" for label in order[:4])
-    return [(f"{_OURS} is first in mean rank of time to the targets", f"{_verdict(order[0] == _OURS)}: {found}")]
+    first = all(ranks[_OURS] < rank for label, rank in ranks.items() if label != _OURS)
+    listed = [*order[:4], *([] if _OURS in order[:4] else [_OURS])]
+    words = f"{', '.join(f'{label} {ranks[label]:.2f}' for label in listed)} ({len(ranks)} have a place)"
+    return _Found(claim, first, whole, words)
 
 
-def _beside_paper(numbers: Mapping[str, Any], cells: Mapping[str, Any]) -> list[tuple[str, str]]:
-    effect = next(
-        (each for each in numbers["effects"].values() if (each["variant"], each["against"]) == (_OURS, _PAPERS)), None
+def _beside_paper(cells: Mapping[str, Any], whole: bool) -> _Found:
+    claim = f"{_OURS} is nowhere worse than {_PAPERS} beyond the interval"
+    found = {label: gain for label, cell in cells.items() if (gain := _gain(cell, _OURS, _PAPERS)) is not None}
+    known = [gain for gain in found.values() if gain.half is not None]
+    if not known:
+        return _Found(claim, None, whole)
+    beyond = sum(-gain.mean > (gain.half or 0.0) for gain in known)
+    worst = min(found, key=lambda label: found[label].mean)
+    words = (
+        f"lower in {sum(gain.mean < 0 for gain in found.values())} of {len(found)} cells, by more than the interval in "
+        f"{beyond} of {len(known)}; {100 * fmean(gain.mean for gain in found.values()):+.1f} points on average, least "
+        f"{_points(found[worst])} ({worst})"
     )
-    rows = []
-    if effect is not None:
-        mean = 100 * effect["difference"]["mean"]
-        found = (
-            f"{mean:+.1f} points on average; below by more than the interval in {effect['below']} of {effect['cells']}"
-        )
-        rows.append((f"{_OURS} is nowhere worse than {_PAPERS} beyond the interval, and better on average",
-                     f"{_verdict(effect['below'] == 0 and mean > 0)}: {found}"))  # fmt: skip
-    ratios = [
-        (cell["variants"][own]["plan_ratio"], cell["variants"][other]["plan_ratio"])
-        for own, other in [("plus-plans", "paper-plans")]
+    return _Found(claim, beyond == 0, whole, words)
+
+
+def _soonest(cells: Mapping[str, Any], whole: bool) -> _Found:
+    claim = f"in some cell, {_OURS} has {_EXCLUSION}'s best accuracy {_TIMES} times sooner"
+    ratios = []
+    for label, cell in cells.items():
+        best = cell["variants"].get(_OURS, {}).get("reference_best")
+        if best and best["beside"] and best["beside"]["ratio"]:
+            ratios.append((best["beside"]["ratio"], f"{label}, {best['reached']} of {best['runs']} seeds reach it"))
+    if not ratios:
+        return _Found(claim, None, whole)
+    (most, where), (least, _) = max(ratios), min(ratios)
+    words = f"{least:.2f} to {most:.2f} times in {len(ratios)} cells, most in {where}"
+    return _Found(claim, most >= _TIMES, whole, words)
+
+
+def _plans(cells: Mapping[str, Any], whole: bool) -> _Found:
+    claim = "our plans cost less time than the paper's, where both train with the same devices"
+    pairs = [
+        tuple(cell["variants"][each]["plan_ratio"] for each in _PLANS)
         for cell in cells.values()
-        if all(cell["variants"].get(each, {}).get("plan_ratio") for each in (own, other))
+        if all(cell["variants"].get(each, {}).get("plan_ratio") for each in _PLANS)
+        and _tasks(cell, _PLANS[0]) == _tasks(cell, _PLANS[1])
     ]
-    if ratios:
-        ours, papers = fmean(own - 1 for own, _ in ratios), fmean(other - 1 for _, other in ratios)
-        found = f"+{ours:.0%} and +{papers:.0%} of a step, mean over cells"
-        rows.append(
-            ("our plans cost less time than the paper's, for the same devices", f"{_verdict(ours < papers)}: {found}")
-        )
-    return rows
+    if not pairs:
+        return _Found(claim, None, whole)
+    ours, papers = (fmean(pair[i] - 1 for pair in pairs) for i in (0, 1))
+    lower = sum(own < other for own, other in pairs)
+    words = f"{ours:+.0%} and {papers:+.0%} of a step, mean over cells; less in {lower} of {len(pairs)} cells"
+    return _Found(claim, ours < papers, whole, words)
 
 
-def _memory(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
-    over = sum(each["over_budget"] + each["short_steps"] for each in numbers["overall"].values())
-    return [("no task is above its device's budget", f"{_verdict(over == 0)}: {over:,}")]
+def _memory(cells: Mapping[str, Any], whole: bool) -> _Found:
+    claim = "no task of any variant is above its device's budget"
+    every = [each for cell in cells.values() for each in cell["variants"].values()]
+    measured, over, short = (sum(each[name] for each in every) for name in ("measured", "over_budget", "short_steps"))
+    if not measured:
+        return _Found(claim, None, whole)
+    words = f"{over:,} of {measured:,} measured peaks; {short:,} steps short of memory"
+    return _Found(claim, over + short == 0, whole, words)
 
 
-def _oracle(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _oracle(numbers: Mapping[str, Any], whole: bool) -> _Found:
+    claim = "on average within 1 point of no limit at all, in at most 1.2 times the time"
     ours = numbers["overall"].get(_OURS, {})
     if not ours.get("short") or not ours.get("oracle"):
-        return []
-    short, times = 100 * ours["short"]["mean"], ours["oracle"]["mean"]
-    found = f"{short:+.1f} points, {times:.2f} times its time to the targets that both reached"
-    return [("within 1 point of no limit at all, in at most 1.2 times the time",
-             f"{_verdict(short >= -1 and times <= 1.2)}: {found}")]  # fmt: skip
+        return _Found(claim, None, whole)
+    short, times, counts = ours["short"], ours["oracle"], ours["oracle_counts"]
+    words = (
+        f"{100 * short['mean']:+.1f} points (cells: {100 * short['low']:+.1f} to {100 * short['high']:+.1f}), "
+        f"{times['mean']:.2f} times its time to targets (cells: {times['low']:.2f} to {times['high']:.2f}; "
+        f"{counts[0]} reached by both, {counts[1]} alone, {counts[2]} missed)"
+    )
+    return _Found(claim, 100 * short["mean"] >= -1 and times["mean"] <= 1.2, whole, words)
 
 
-def _verdict(holds: bool) -> str:
-    return "yes" if holds else "no"
+def _gain(cell: Mapping[str, Any] | None, own: str, other: str) -> Estimate | None:
+    """Final accuracy of one variant minus another's with the same seed; None where no seed has both."""
+    if cell is None or not {own, other} <= cell["variants"].keys():
+        return None
+    one, two = (
+        dict(zip(each["seeds"], each["final"]["values"], strict=True))
+        for each in (cell["variants"][own], cell["variants"][other])
+    )
+    return estimate([one[seed] - two[seed] for seed in one if seed in two])
+
+
+def _whole(cell: Mapping[str, Any], *labels: str) -> bool:
+    return not any(cell["missing"].get(label) for label in labels)
+
+
+def _tasks(cell: Mapping[str, Any], label: str) -> dict[str, float]:
+    """How many each tier completed."""
+    return {tier: each["tasks"] for tier, each in cell["variants"][label]["tiers"].items()}
+
+
+def _points(found: Estimate) -> str:
+    half = "" if found.half is None else f" \u00b1 {100 * found.half:.1f}"
+    return f"{100 * found.mean:+.1f}{half} points ({len(found.values)} seeds)"

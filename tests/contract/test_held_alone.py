@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tests.contract.test_partitions import parts_of, people_of
 
-from fedhybrid.data import HELD_ALONE, PARTITIONS
+from fedhybrid.data import HELD_ALONE, PARTITIONS, partition
+from fedhybrid.data.partition import PartitionSpec, dirichlet
+from fedhybrid.data.shards import DealtShards
 from fedhybrid.errors import ConfigError
 from fedhybrid.records import IntArray
 
@@ -82,7 +85,8 @@ def test_natural_leaves_out_what_people_may_not_hold(problem: tuple[IntArray, in
     expected = [part[~np.isin(labels[part], barred[client])] for client, part in enumerate(every)]
     empty = [client for client, part in enumerate(expected) if not len(part)]
     if empty:
-        with pytest.raises(ConfigError, match=rf"{len(empty)} clients \({empty[0]}\b.* data.alone_classes"):
+        told = rf"^{len(empty)} of {clients} clients \({empty[0]}\b.* have nothing left: .* data.alone_classes"
+        with pytest.raises(ConfigError, match=told):
             deal("natural", problem, seed=seed)
         return
     parts = deal("natural", problem, seed=seed)
@@ -132,6 +136,51 @@ def test_a_class_that_nobody_may_hold(name: str) -> None:
     nobody = np.zeros(2, dtype=bool)
     with pytest.raises(ConfigError, match=r"data.alone_classes: nobody may hold class 1, 3, .* 2 clients"):
         deal(name, (np.arange(8) % 4, 2, {3: nobody, 0: ~nobody, 1: nobody}))
+
+
+def test_each_empty_client_takes_one_that_it_may_hold_from_who_has_most_of_these() -> None:
+    """What is dealt first, then each empty client by looking through everybody's samples."""
+    rng = np.random.default_rng(3)
+    for seed in range(40):
+        labels, clients = rng.integers(0, CLASSES, 60), int(rng.integers(10, 20))
+        labels[:clients] = 0
+        holders = {label: rng.random(clients) < 0.5 for label in (1, 3, 4)}
+        for may in holders.values():
+            may[rng.integers(clients)] = True
+        spec = PartitionSpec(clients=clients, seed=seed, alpha=0.01, holders=holders)
+        found = dirichlet(labels, spec)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(partition, "_without_empty", slowly)
+            expected = dirichlet(labels, spec)
+        assert [part.tolist() for part in parts(found)] == [part.tolist() for part in parts(expected)]
+
+
+def parts(shards: DealtShards) -> list[IntArray]:
+    return [shards[client] for client in range(len(shards))]
+
+
+def slowly(
+    dealt: DealtShards, owner: IntArray, labels: IntArray, spec: PartitionSpec, rng: np.random.Generator
+) -> DealtShards:
+    held = [part.tolist() for part in parts(dealt)]
+    assert [] in held, "nothing is tried where nobody is empty"
+    for client in range(spec.clients):
+        if not held[client]:
+            barred = [label for label, may in spec.holders.items() if not may[client]]
+            free = [[i for i in part if labels[i] not in barred and len(part) > 1] for part in held]
+            donor = max(range(spec.clients), key=lambda each: len(free[each]))
+            taken = free[donor][int(rng.integers(len(free[donor])))]
+            held[donor].remove(taken)
+            held[client] = [taken]
+    return DealtShards.of([np.array(part) for part in held])
+
+
+def test_a_fleet_of_many_is_dealt_at_once() -> None:
+    labels, clients = np.arange(20_000) % 10, 5000
+    may = np.arange(clients) % 5 < 3
+    begin_s = time.perf_counter()
+    deal("dirichlet", (labels, clients, dict.fromkeys(range(4, 10), may)), alpha=0.1)
+    assert time.perf_counter() - begin_s < 10, "a fraction of a second, where each looked at all it was minutes"
 
 
 def test_a_client_for_whom_there_is_nothing() -> None:

@@ -152,9 +152,9 @@ class TestFederations:
         counts = held(job)
         assert np.array_equal(counts[job.fleet.tier == 0], np.full((4, 6), 8))
         assert np.array_equal(counts[job.fleet.tier == 1], np.tile([8, 0, 8, 8, 0, 8], (8, 1)))
-        assert all("have samples of such classes alone" in each for each in problems_of(
-            raw | {"data": raw["data"] | {"alone_classes": list(range(6))}}
-        ))  # fmt: skip
+        (problem,) = problems_of(raw | {"data": raw["data"] | {"alone_classes": list(range(6))}})
+        assert problem.startswith("data.partition: 8 of 12 clients (")
+        assert "have nothing left" in problem
 
     def test_a_run_and_its_configuration(self, tmp_path: Path) -> None:
         result = fh.run(tied(), out=tmp_path / "run")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -17,8 +18,12 @@ from fedhybrid.experiment.cells import cells_of
 from fedhybrid.experiment.fixing import check_place, described, store
 from fedhybrid.report.comparison import load_comparison, write_comparison
 from fedhybrid.report.comparison.effects import effects
+from fedhybrid.report.comparison.figures import DRAWINGS, Scene
+from fedhybrid.report.comparison.measuring import measure_cell
 from fedhybrid.report.comparison.overall import Counts
+from fedhybrid.report.comparison.table import effects_table
 from fedhybrid.report.comparison.timing import rank_means
+from fedhybrid.report.figures import LIGHT, themed
 
 EFFECTS = {"plans": ["plans", "exclusion"], "selection": ["both", "plans"], "nobody": ["both", "absent"]}
 CELLS = ["r, alpha 0.1", "r, alpha 0.5"]
@@ -45,9 +50,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_numbers_by_hand(folder: Path) -> None:
     found = effects(load_comparison(folder).cells)
-    assert list(found) == ["plans", "selection"], "the third has no runs"
-    plans, selection = found.values()
-    assert (plans.variant, plans.against, plans.cells) == ("plans", "exclusion", 2)
+    assert [each.label for each in found] == ["plans", "selection"], "the third has no runs"
+    plans, selection = found
+    assert (plans.variant, plans.against, plans.cells, plans.runs, plans.missing) == ("plans", "exclusion", 2, 4, 0)
     assert plans.difference is not None
     assert astuple(plans.difference) == pytest.approx((0.1, 0.1, 0.1, 2))
     assert (plans.above, plans.below, plans.intervals) == (2, 0, 2)
@@ -58,23 +63,59 @@ def test_numbers_by_hand(folder: Path) -> None:
     assert plans.time_ratio is not None
     assert plans.time_ratio.mean == pytest.approx(2.0)
     assert plans.same_ratio is not None
-    assert plans.same_ratio < 1
+    assert plans.same_ratio.mean < 1
     assert selection.speed_up is not None
     assert selection.speed_up.mean == pytest.approx(math.sqrt(3 * 2))
 
 
 def test_equal_participation_is_seen_in_the_records(folder: Path) -> None:
-    assert effects(load_comparison(folder).cells)["selection"].same_ratio == 1.0
+    same = effects(load_comparison(folder).cells)[1].same_ratio
+    assert same is not None
+    assert astuple(same) == (1.0, 1.0, 1.0, 2)
+
+
+def test_cells_with_other_devices_are_not_hidden_in_the_mean(folder: Path, tmp_path: Path) -> None:
+    """Other devices in one cell and one of its six rounds: 11 of 12, and the cells' own shares."""
+    copytree(folder, tmp_path / "c")
+    path = place(tmp_path / "c", CELLS[1], 1, "both") / "rounds.jsonl"
+    first, *others = path.read_text().splitlines()
+    changed = json.loads(first)
+    changed["cohort"] = [each + 1 for each in changed["cohort"]]
+    path.write_text("\n".join([json.dumps(changed), *others]) + "\n")
+    cells = load_comparison(tmp_path / "c").cells
+    same = effects(cells)[1].same_ratio
+    assert same is not None
+    assert (same.mean, same.low, same.high) == pytest.approx((11 / 12, 5 / 6, 1.0))
+    assert effects_table(effects(cells)).rows[1][2].replace("\u00a0", " ") == "91 % (83 % to 100 %)"
+
+
+def test_pairs_that_miss_runs_say_so(folder: Path, tmp_path: Path) -> None:
+    copytree(folder, tmp_path / "c")
+    (place(tmp_path / "c", CELLS[1], 2, "plans") / "summary.json").unlink()
+    rows = [row[0] for row in effects_table(effects(load_comparison(tmp_path / "c").cells)).rows]
+    assert rows == ["plans (3 of 4 runs)", "selection (3 of 4 runs)"]
+
+
+def test_one_label_may_mean_other_variants_in_other_recipes(tmp_path: Path) -> None:
+    folders = []
+    for name, pair in (("one", ["plans", "exclusion"]), ("two", ["both", "plans"])):
+        folders.append(describe(tmp_path / name, {name: list(CURVES)}, seeds=[1], effects={"plans": pair}))
+        for variant, curve in CURVES.items():
+            write_curve(place(folders[-1], name, 1, variant), curve, seed=1)
+    write_comparison(*folders, out=tmp_path / "both")
+    found = json.loads((tmp_path / "both" / "table.json").read_text())["effects"]
+    assert [(each["variant"], each["against"]) for each in found] == [("plans", "exclusion"), ("both", "plans")]
 
 
 def test_page_text_and_numbers_have_them(folder: Path) -> None:
     written = write_comparison(folder)
     assert "Effects apart" in written.page.read_text()
     row = next(line for line in written.text.read_text().splitlines() if line.startswith("| selection |"))
-    assert "| both | plans | 2 | 100 % |" in row.replace("\u00a0", " ")
+    assert "| selection | 2 | 100 % |" in row.replace("\u00a0", " ")
+    assert row.endswith("| both / plans |")
     assert "+20.0 (+20.0 to +20.0)" in row
     numbers = json.loads((folder / "table.json").read_text())
-    assert numbers["effects"]["plans"]["against"] == "exclusion"
+    assert numbers["effects"][0]["against"] == "exclusion"
 
 
 def test_a_comparison_without_effects_shows_none(tmp_path: Path) -> None:
@@ -132,6 +173,13 @@ def test_variants_apart_have_no_place_and_are_in_no_headline(tmp_path: Path) -> 
     cell = load_comparison(tmp_path).cells[0]
     assert rank_means(cell, 0.5) == {"exclusion": 1.0, "plans": 2.0}
     assert write_comparison(tmp_path).page.read_text().count("<h1>plans ends 10.0 points above exclusion") == 1
+    scenes = [Scene(cell=cell, result=measure_cell(cell))]
+    with themed(LIGHT):
+        figure = DRAWINGS["accuracy"].draw(scenes, LIGHT)
+        assert figure is not None
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["exclusion", "plans"]
+        alone = replace(cell, runs={"both": cell.runs["both"]})
+        assert DRAWINGS["accuracy"].draw([Scene(cell=alone, result=measure_cell(alone))], LIGHT) is None
 
 
 def test_what_is_apart_is_fixed_with_the_rest() -> None:

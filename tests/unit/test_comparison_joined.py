@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,25 @@ def test_it_has_to_lie_somewhere_and_labels_must_differ(two: list[Path], tmp_pat
         write_comparison(two[0], two[0], out=tmp_path / "both")
 
 
+def test_it_takes_no_folder_that_has_a_page_of_its_own(two: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").touch()
+    for out in (two[0], tmp_path / "run"):
+        with pytest.raises(ConfigError, match="holds runs, which have a page of their own; give another folder"):
+            write_comparison(*two, out=out)
+        assert not (out / "comparison.html").exists()
+    assert write_comparison(two[0], out=two[0]).page.parent == two[0]
+    with pytest.raises(ConfigError, match="there is no comparison to write a page of"):
+        write_comparison(out=tmp_path / "none")
+
+
+def test_seeds_are_later_only_where_they_were(two: list[Path], tmp_path: Path) -> None:
+    path = two[1] / "comparison.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"first_seeds": 1}))
+    text = write_comparison(*two, out=tmp_path / "both").text.read_text()
+    assert "Seed 2 was added later in 1 of 2 cells." in text
+
+
 def test_one_alone_is_as_it_was(two: list[Path]) -> None:
     assert write_comparison(two[0]).page == two[0] / "comparison.html"
     assert load_comparison(two[0]).cells[0].label == "har, speed"
@@ -56,4 +76,5 @@ def test_on_the_command_line(two: list[Path], tmp_path: Path) -> None:
     assert str(tmp_path / "both" / "comparison.html") in done.output
     (tmp_path / "run").mkdir()
     refused = CliRunner().invoke(app, ["report", str(two[0]), str(tmp_path / "run"), "--out", str(tmp_path / "both")])
-    assert refused.exit_code != 0
+    assert refused.exit_code == 2
+    assert "is not the folder of a comparison; --out and several folders are for these" in refused.output

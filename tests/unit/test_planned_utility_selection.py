@@ -267,3 +267,13 @@ def test_all_wrong_options_at_once() -> None:
             speed_half_life_rounds=0,
         )
     assert len(caught.value.problems) == 6
+
+
+def test_time_that_is_not_to_count_is_said_in_both_options() -> None:
+    """A penalty of 0 alone would leave the least one."""
+    with pytest.raises(ConfigError, match=r"speed_penalty_least must be at most speed_penalty, which is 0.0, got 0.2"):
+        PlannedUtility(speed_penalty=0.0)
+    policy = PlannedUtility(speed_penalty=0.0, speed_penalty_least=0.0, floor_ratio=0.0)
+    found = candidates(20, round_s=np.repeat([10.0, 1e6], 10))
+    state = policy.observe(all_tried([1.0] * 10 + [1.21] * 10), policy.init())
+    assert drawn(policy, found, 4, state, draws=50)[10:].sum() > 0

@@ -119,6 +119,15 @@ class TestVariants:
         found = self.variants(tmp_path, {"mu-0.1": {"method": "fedprox", "method_options": {"mu": 0.1}}})
         assert found["mu-0.1"].method_options["mu"] == 0.1
 
+    def test_effects_may_have_dots_and_stand_beside_those_of_the_base(self, tmp_path: Path) -> None:
+        effects = {"mu 0.5 for 0": ["prox", "plain"], "none": ["plain", "prox"]}
+        below(tmp_path, compare={"variants": self.BELOW, "effects": effects})
+        own = {"mu 0.5 for 0": ["plain", "prox"], "lr 0.1": ["slow", "plain"]}
+        raw = {"compare": {"effects": own, "variants": {"slow": {"train.lr": 0.1}}}}
+        assert load_config(above(tmp_path, **raw)).compare.effects == effects | own
+        assert load_config(above(tmp_path, compare={"effects": own | {"lr 0.1": effects["none"]}})).compare.variants
+        assert load_config(above(tmp_path, compare={"effects": {}})).compare.effects == {}
+
     def test_what_else_is_compared_is_merged_as_all_else(self, tmp_path: Path) -> None:
         self.variants(tmp_path, {"slow": {}}, reference="slow")
         compare = load_config(tmp_path / "above.toml").compare
@@ -186,7 +195,13 @@ class TestRefused:
         recipe = above(tmp_path)
         assert f"recipe {tmp_path / 'below.toml'}, the base of {recipe}, is not TOML: " in refused(recipe)
 
-    @pytest.mark.parametrize("base", [3, True, ["below.toml"], {"path": "below.toml"}])
+    def test_links_that_lead_nowhere(self, tmp_path: Path) -> None:
+        for name, other in (("below.toml", "x.toml"), ("x.toml", "below.toml")):
+            (tmp_path / name).symlink_to(tmp_path / other)
+        recipe = above(tmp_path)
+        assert f"below.toml, the base of {recipe}, cannot be read: Too many levels" in refused(recipe)
+
+    @pytest.mark.parametrize("base", [3, True, "a\0b", ["below.toml"], {"path": "below.toml"}])
     def test_what_is_no_path(self, tmp_path: Path, base: Any) -> None:
         assert refused(above(tmp_path, base)) == f"base must be the path of another recipe, got {base!r}"
 

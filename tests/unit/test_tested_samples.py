@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,19 @@ def test_accuracies_are_shares_of_them(tmp_path: Path) -> None:
     assert result.summary is not None
     right = result.summary.final_accuracy * 7
     assert right == pytest.approx(round(right), abs=1e-9)
+
+
+def test_each_task_of_a_stream_needs_some() -> None:
+    """The accuracy on a task without any would be 0, whatever the model."""
+    stream = {"tasks": 5, "rounds_each": 1}
+    with pytest.raises(ConfigError) as caught:
+        build_federation(load_config(asking(1, stream=stream, rounds=5)))
+    assert len(caught.value.problems) == 4
+    told = (
+        r"stream: the task of classes \d, \d cannot be tested: none of the 1 test samples .* evaluation.samples larger"
+    )
+    assert all(re.fullmatch(told, problem) for problem in caught.value.problems)
+    build_federation(load_config(asking(100, stream=stream, rounds=5)), values=False)
 
 
 def test_rows_are_taken_in_the_given_order() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +81,7 @@ def dirichlet(labels: IntArray, spec: PartitionSpec) -> DealtShards:
         ends = np.concatenate([np.minimum(cuts, len(members)), [len(members)]])
         owner[members] = np.repeat(holders, np.diff(ends, prepend=0))
     dealt = DealtShards.by_owner(owner, spec.clients)
-    return dealt if dealt.sizes.all() else _without_empty(dealt, labels, spec, rng)
+    return dealt if dealt.sizes.all() else _without_empty(dealt, owner, labels, spec, rng)
 
 
 def _holders(spec: PartitionSpec, label: int) -> IntArray:
@@ -89,33 +89,32 @@ def _holders(spec: PartitionSpec, label: int) -> IntArray:
     return np.flatnonzero(spec.holders[label]) if label in spec.holders else np.arange(spec.clients)
 
 
-def _without_empty(dealt: DealtShards, labels: IntArray, spec: PartitionSpec, rng: np.random.Generator) -> DealtShards:
+def _without_empty(
+    dealt: DealtShards, owner: IntArray, labels: IntArray, spec: PartitionSpec, rng: np.random.Generator
+) -> DealtShards:
     """Each client that has nothing gets one sample of the client that has the most that it may hold."""
     held = [dealt[client] for client in range(spec.clients)]
     sizes = dealt.sizes
+    held_alone = {label: np.bincount(owner[labels == label], minlength=spec.clients) for label in spec.holders}
     for client in np.flatnonzero(sizes == 0):
-        barred = _barred(spec, int(client))
-        free, spare = held, sizes
+        barred = [label for label, may in spec.holders.items() if not may[client]]
+        spare = sizes
         if barred:
-            free = [part[~np.isin(labels[part], barred)] for part in held]
-            spare = np.where(sizes > 1, [len(part) for part in free], 0)
+            spare = np.where(sizes > 1, sizes - np.sum([held_alone[label] for label in barred], axis=0), 0)
         donor = int(np.argmax(spare))
         if spare[donor] == 0:
             raise ConfigError(
                 f"client {client} gets no sample: its tier may hold none of the classes that others can spare; let "
                 "fewer classes be held alone, or make data.alpha larger"
             )
-        taken = free[donor][int(rng.integers(spare[donor]))]
+        free = held[donor][~np.isin(labels[held[donor]], barred)]
+        taken = free[int(rng.integers(spare[donor]))]
         held[client] = np.array([taken])
         held[donor] = held[donor][held[donor] != taken]
-        sizes[donor] -= 1
-        sizes[client] = 1
+        for counts in (sizes, *(each for label, each in held_alone.items() if label == labels[taken])):
+            counts[donor] -= 1
+            counts[client] += 1
     return DealtShards.of(held)
-
-
-def _barred(spec: PartitionSpec, client: int) -> list[int]:
-    """Classes that this client may not hold."""
-    return [label for label, may in spec.holders.items() if not may[client]]
 
 
 def drawn(labels: IntArray, spec: PartitionSpec) -> DrawnShards:
@@ -189,22 +188,19 @@ def natural(labels: IntArray, spec: PartitionSpec) -> DealtShards:
     owner = person
     if spec.clients < len(people):
         owner = (spec.rng("natural").permutation(len(people)) % spec.clients)[person]
-    return _as_allowed(DealtShards.by_owner(owner, spec.clients), labels, spec)
-
-
-def _as_allowed(dealt: DealtShards, labels: IntArray, spec: PartitionSpec) -> DealtShards:
-    """Without samples of classes that a client may not hold."""
-    if not spec.holders:
-        return dealt
     _check_holders(spec)
-    parts = [dealt[client] for client in range(spec.clients)]
-    held = [part[~np.isin(labels[part], _barred(spec, client))] for client, part in enumerate(parts)]
-    if empty := [client for client, part in enumerate(held) if not len(part)]:
+    allowed = np.ones(len(labels), dtype=bool)
+    for label, may in spec.holders.items():
+        allowed &= (labels != label) | may[owner]
+    rows = np.flatnonzero(allowed)
+    dealt = DealtShards.by_owner(owner[rows], spec.clients)
+    if len(empty := np.flatnonzero(dealt.sizes == 0)):
         raise ConfigError(
-            f"{len(empty)} clients ({', '.join(map(str, empty[:5]))}{', ...' if len(empty) > 5 else ''}) have samples "
-            "of such classes alone as other tiers hold alone; take some out of data.alone_classes"
+            f"{len(empty):,} of {spec.clients:,} clients ({', '.join(map(str, empty[:5]))}"
+            f"{', ...' if len(empty) > 5 else ''}) have nothing left: all their samples are of classes that other "
+            "tiers hold alone; take some out of data.alone_classes, or use the partition 'dirichlet'"
         )
-    return DealtShards.of(held)
+    return replace(dealt, order=rows[dealt.order])
 
 
 def _check_clients(labels: IntArray, spec: PartitionSpec) -> None:

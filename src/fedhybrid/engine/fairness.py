@@ -73,9 +73,10 @@ def own_accuracies(
 ) -> FloatArray:
     """Accuracy on data like each client's own; NaN where there are none.
 
-    A client that is a person of the data set is tested on that person's test samples. Otherwise nobody's data are held
-    back, and the accuracy on each class of the test set is weighted by the classes of the client's training samples;
-    classes that the test set has no samples of are left out.
+    A client that is a person of the data set is tested on that person's test samples, also on those of classes that its
+    device may not hold (`PartitionSpec.holders`). Otherwise nobody's data are held back, and the accuracy on each class
+    of the test set is weighted by the classes of the client's training samples; classes that the test set has no
+    samples of are left out.
 
     Args:
         correct: Whether each test sample is answered correctly.

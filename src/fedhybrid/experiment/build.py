@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from fedhybrid.data import Dataset, load_dataset
 from fedhybrid.devices import DeviceProfile
-from fedhybrid.engine import Federation, RunNames
+from fedhybrid.engine import Federation, RunNames, Stream
 from fedhybrid.engine.runtime import classification_loss
 from fedhybrid.errors import ConfigError
 from fedhybrid.experiment.config import RunConfig
@@ -75,6 +75,7 @@ def build_federation(
             problems,
         )
         stream = _or_problems(lambda: stream_of(config, dataset.classes), problems)
+        problems += [] if stream is None else _untested_problems(config, stream, dataset)
     if fleet is not None:
         problems += _device_problems(fleet)
     if problems:
@@ -137,6 +138,18 @@ def _device_problems(fleet: Fleet) -> list[str]:
     first: dict[str, DeviceProfile] = {}
     clashes = {t.device.name for t in fleet.tiers if first.setdefault(t.device.name, t.device) != t.device}
     return [f"fleet.tiers: two different device profiles are called {name!r}; rename one" for name in sorted(clashes)]
+
+
+def _untested_problems(config: RunConfig, stream: Stream, dataset: Dataset) -> list[str]:
+    """Each task of a stream is tested, so there must be something to test it with."""
+    tested = set(dataset.test.labels.tolist())
+    remedy = "stream.tasks smaller" if config.evaluation.samples is None else "evaluation.samples larger"
+    return [
+        f"stream: the task of classes {', '.join(map(str, classes))} cannot be tested: none of the "
+        f"{len(dataset.test):,} test samples is of them; make {remedy}"
+        for classes in stream.tasks
+        if tested.isdisjoint(classes)
+    ]
 
 
 def _or_problems(make: Callable[[], T], problems: list[str]) -> T | None:

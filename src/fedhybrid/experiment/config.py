@@ -29,7 +29,7 @@ def _different(numbers: list[int]) -> list[int]:
 
 
 def _two(names: list[str]) -> list[str]:
-    if len(names) != 2:
+    if len(names) != 2 or len(set(names)) != 2:
         raise ValueError(f"must be two variants, got {names}")
     return names
 

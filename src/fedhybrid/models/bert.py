@@ -5,8 +5,9 @@ Understanding", NAACL 2019, https://arxiv.org/abs/1810.04805: token embeddings p
 each token sees all others, GELU, and a learnt token of the classifier, whose last state the head reads.
 Differs: small; trained on labels alone, without the paper's pre-training on masked words; pre-norm blocks and a last
 normalisation, where the paper normalises after each residual and after the embeddings; one text, so no segments; no
-layer between the last state and the head; no dropout unless asked. The classifier's token stands behind the text, not
-before it: only the learnt positions know of an order, and so the last block can work out that token alone.
+layer between the last state and the head; linear layers start as torch draws them, tables with the paper's deviation of
+0.02; no dropout unless asked. The classifier's token stands behind the text, not before it: only the learnt positions
+know of an order, and so the last block can work out that token alone.
 """
 
 from __future__ import annotations

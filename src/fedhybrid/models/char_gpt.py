@@ -1,10 +1,10 @@
 """A small decoder-only transformer that guesses the next character of a window of text.
 
 After A. Radford et al., "Language Models are Unsupervised Multitask Learners", 2019 (GPT-2): learnt positions, causal
-pre-norm blocks, a last normalisation, weights drawn with deviation 0.02.
+pre-norm blocks, a last normalisation, embedding and positions drawn with deviation 0.02.
 Differs: small; characters for tokens; only the last position is asked for its next character, as the data sets of
 windows have one label each, and so the last block works out that position alone; the head has its own weights, and
-residual layers start like all others.
+linear layers, those before a residual too, start as torch draws them.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ A ledger as JSON lists, one number for each tier:
   adds anyway, so that a tier whose devices always fail costs at most twice its floor.
 - `out`: pairs of client and tier, for tasks that have not ended.
 
-What is owed is forgotten beyond `window_rounds` selections' worth, up and down (but never below one place): a tier that
-was rich long ago is not starved for it, one that was away does not take all places when it is back.
+What is owed is forgotten beyond `window_rounds` selections' worth downwards and twice that upwards (but never below one
+place): a tier that was rich long ago is not starved for it, one that was away does not take all places when it is back.
 """
 
 from __future__ import annotations

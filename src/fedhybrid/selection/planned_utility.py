@@ -44,7 +44,7 @@ from fedhybrid.selection.sampling import best, pick_weighted, round_rng
 __all__ = ["PlannedUtility"]
 
 _LENGTHS = 64  # of rounds that are looked at: more kinds of devices than fleets have
-_SAMPLED = 4096  # clients whose times stand for all, where there are more lengths than that
+_SAMPLED = 4096  # of clients at least twice as many, some stand for all: their times are the lengths
 _SHORTEST_S = 1e-12  # stands for no time at all
 
 
@@ -54,16 +54,16 @@ class PlannedUtility:
 
     Attributes:
         bonus: Weight of UCB1's bonus.
-        speed_penalty: The exponent on a round's length in the first round; 0 ignores time.
-        speed_penalty_least: The exponent is never less.
+        speed_penalty: The exponent on a round's length in the first round.
+        speed_penalty_least: The exponent is never less; where both are 0, time does not count.
         speed_half_life_rounds: After so many rounds it is half of what it was.
         size_power: The exponent on a client's number of samples; 1 is Oort's utility. FedAvg weighs updates by samples
             already.
         floor_ratio: Share of places that a tier is owed, of its share of the fit clients; 0 is no floor, 1 is
             participation in proportion.
         floor_burst_ratio: A tier is paid when it is owed this share of a cohort; 0 is as soon as possible.
-        floor_window_rounds: No tier waits longer; what is older is forgotten.
-        clip_percentile: Utilities above this percentile of the tried clients count as it.
+        floor_window_rounds: A tier that is owed places waits no longer for some; what is older is forgotten.
+        clip_percentile: Losses and utilities above this percentile of the tried clients' count as it.
     """
 
     bonus: float = 0.1
@@ -91,6 +91,11 @@ class PlannedUtility:
             *ratio_problems(floor_ratio=self.floor_ratio, floor_burst_ratio=self.floor_burst_ratio),
             *percentile_problems(clip_percentile=self.clip_percentile),
         ]
+        if self.speed_penalty_least > self.speed_penalty:
+            problems.append(
+                f"policy option speed_penalty_least must be at most speed_penalty, which is {self.speed_penalty}, got "
+                f"{self.speed_penalty_least}"
+            )
         if problems:
             raise ConfigError(problems)
 
@@ -111,9 +116,9 @@ class PlannedUtility:
         arms = lookup_arms(client, state)
         utility = self.utilities(arms, candidates.num_samples[fit], round_index)
         places, state = self._floor.places(state, tier, round_s, count)
-        free = np.ones(len(fit), dtype=bool)
+        free, times = np.ones(len(fit), dtype=bool), arms.times
         for owed in np.flatnonzero(places):
-            free[_least_heard(np.flatnonzero(tier == owed), arms.times, places[owed], rng)] = False
+            free[_least_heard(np.flatnonzero(tier == owed), times, places[owed], rng)] = False
         heard, left = np.flatnonzero(~free), count - int((~free).sum())
         penalty = max(self.speed_penalty_least, self.speed_penalty * 0.5 ** (round_index / self.speed_half_life_rounds))
         longest_s = _length_s(utility, round_s, free, left, penalty) if left else 0.0
@@ -163,7 +168,7 @@ def _length_s(utility: FloatArray, round_s: FloatArray, free: np.ndarray, left: 
 
 
 def _lengths_s(round_s: FloatArray) -> FloatArray:
-    """Lengths of rounds that are worth a look, ascending: all times of clients, or some quantiles and the longest."""
+    """Lengths of rounds that are worth a look, ascending: all times of clients, or some quantiles; and the longest."""
     sampled = round_s[:: max(1, len(round_s) // _SAMPLED)]
     lengths_s = np.unique(sampled)
     if len(lengths_s) > _LENGTHS:

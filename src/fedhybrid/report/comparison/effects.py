@@ -1,4 +1,4 @@
-"""Effects apart: two variants that differ in one thing, compared over all cells that have both."""
+"""Effects apart: one variant beside another, such as differ in one thing, over all cells that have both."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ class Effect:
     """What comes of one thing.
 
     Attributes:
+        label: What that is.
         variant: The variant that has it.
         against: The one that has not.
-        cells: How many have finished runs of both.
-        same_ratio: Share of rounds in which both trained with the same devices, all seeds and cells.
+        cells: How many have finished runs of both with the same seed.
+        runs: Such pairs of runs.
+        missing: Pairs that are not finished, also of cells in which none is.
+        same_ratio: Share of rounds in which both had the same devices, each cell once.
         difference: Final accuracy minus the other's, each cell once.
         above: Cells in which that is above zero by more than half of its 95 % interval.
         below: Those in which it is below zero by more.
@@ -32,10 +35,13 @@ class Effect:
         time_ratio: Virtual time of all rounds / the other's, each cell once; the mean is geometric.
     """
 
+    label: str
     variant: str
     against: str
     cells: int
-    same_ratio: float | None
+    runs: int
+    missing: int
+    same_ratio: Spread | None
     difference: Spread | None
     above: int
     below: int
@@ -49,26 +55,31 @@ class Effect:
 class _Pair:
     """Both variants in one cell."""
 
-    same: int
-    rounds: int
+    runs: int
+    same_ratio: float | None
     difference: Estimate | None
     beside: Beside
-    time_ratio: float
+    time_ratio: float | None
 
 
-def effects(cells: Sequence[Cell]) -> dict[str, Effect]:
-    """Every effect that some cell names and has runs for, in the order in which they come."""
-    named = {(label, *pair): None for cell in cells for label, pair in cell.effects.items()}
-    found = {}
+def effects(cells: Sequence[Cell]) -> list[Effect]:
+    """Every effect that some cell names and has runs for, in the order in which they come.
+
+    Cells of several recipes may mean different variants by one label; then each pair is an effect of its own.
+    """
+    named = dict.fromkeys((label, *pair) for cell in cells for label, pair in cell.effects.items())
+    found = []
     for label, variant, against in named:
+        own = [cell for cell in cells if cell.effects.get(label) == (variant, against)]
         pairs = [
             pair
-            for cell in cells
-            if cell.effects.get(label) == (variant, against)
-            and (pair := _pair(cell.finished.get(variant, {}), cell.finished.get(against, {}), cell.targets))
+            for cell in own
+            if (pair := _pair(cell.runs.get(variant, {}), cell.runs.get(against, {}), cell.targets))
         ]
         if pairs:
-            found[label] = _effect(variant, against, pairs)
+            runs = sum(pair.runs for pair in pairs)
+            missing = sum(len(cell.seeds) for cell in own) - runs
+            found.append(_effect((label, variant, against), pairs, runs=runs, missing=missing))
     return found
 
 
@@ -78,28 +89,33 @@ def _pair(own: Seeds, other: Seeds, targets: Sequence[float]) -> _Pair | None:
     if not seeds:
         return None
     cohorts = [(_cohorts(own[seed]), _cohorts(other[seed])) for seed in seeds]
+    rounds = sum(max(len(one), len(two)) for one, two in cohorts)
+    same = sum(mine == theirs for one, two in cohorts for mine, theirs in zip(one, two, strict=False))
     times_s = [sum(summary_of(runs[seed]).virtual_time_s for seed in seeds) for runs in (own, other)]
     return _Pair(
-        same=sum(mine == theirs for one, two in cohorts for mine, theirs in zip(one, two, strict=False)),
-        rounds=sum(max(len(one), len(two)) for one, two in cohorts),
+        runs=len(seeds),
+        same_ratio=same / rounds if rounds else None,
         difference=difference(own, other),
         beside=beside_at(own, targets, other),
-        time_ratio=times_s[0] / times_s[1] if times_s[1] > 0 else 1.0,
+        time_ratio=times_s[0] / times_s[1] if min(times_s) > 0 else None,
     )
 
 
-def _cohorts(run: RunRecords) -> list[tuple[int, ...]]:
-    return [tuple(record.cohort) for record in run.rounds]
+def _cohorts(run: RunRecords) -> list[list[int]]:
+    return [record.cohort for record in run.rounds]
 
 
-def _effect(variant: str, against: str, pairs: Sequence[_Pair]) -> Effect:
+def _effect(names: tuple[str, str, str], pairs: Sequence[_Pair], *, runs: int, missing: int) -> Effect:
+    label, variant, against = names
     differences = [pair.difference for pair in pairs if pair.difference]
-    rounds = sum(pair.rounds for pair in pairs)
     return Effect(
+        label=label,
         variant=variant,
         against=against,
         cells=len(pairs),
-        same_ratio=sum(pair.same for pair in pairs) / rounds if rounds else None,
+        runs=runs,
+        missing=missing,
+        same_ratio=over_cells([pair.same_ratio for pair in pairs]),
         difference=over_cells([each.mean for each in differences]),
         above=sum(each.half is not None and each.mean > each.half for each in differences),
         below=sum(each.half is not None and -each.mean > each.half for each in differences),

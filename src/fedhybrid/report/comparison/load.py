@@ -27,6 +27,7 @@ class Cell:
         oracle: The variant without limits, which has no place among the others; None where none was named.
         apart: Further variants that get no place.
         effects: Two variants that differ in one thing, by what that is.
+        first_seeds: How many seeds were asked for at first.
         runs: Finished runs by variant, and there by seed; a variant that has none yet is there, too.
         settings: The complete configuration of each variant, with the first seed.
     """
@@ -38,6 +39,7 @@ class Cell:
     oracle: str | None
     apart: frozenset[str]
     effects: Mapping[str, tuple[str, str]]
+    first_seeds: int
     runs: Mapping[str, Mapping[int, RunRecords]]
     settings: Mapping[str, Mapping[str, Any]]
 
@@ -75,14 +77,12 @@ class Comparison:
         folder: Where it lies.
         versions: Of fedhybrid, torch and Python, and the hash of the package's code; of several comparisons, all.
         codes: The hashes of all states of the code that made runs.
-        first_seeds: How many seeds were asked for at first.
         cells: In the order of their runs.
     """
 
     folder: Path
     versions: Mapping[str, str]
     codes: tuple[str, ...]
-    first_seeds: int
     cells: tuple[Cell, ...]
 
     @property
@@ -102,17 +102,17 @@ def load_comparison(folder: Path | str) -> Comparison:
     try:
         raw = json.loads(path.read_bytes())
         problems: list[str] = []
-        cells = tuple(_cell(folder, cell, problems) for cell in raw["cells"])
+        first_seeds = int(raw["first_seeds"] if "first_seeds" in raw else raw["seeds"])
+        cells = tuple(_cell(folder, cell, first_seeds, problems) for cell in raw["cells"])
         versions = dict(raw["versions"])
         codes = tuple(raw.get("codes", ()))
-        first_seeds = int(raw.get("first_seeds", raw["seeds"]))
     except OSError as error:
         raise ConfigError(f"{folder} is not the folder of a comparison: {path} cannot be read") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error}); give another --out") from error
     if problems:
         raise ConfigError(problems)
-    return Comparison(folder=folder, versions=versions, codes=codes, first_seeds=first_seeds, cells=cells)
+    return Comparison(folder=folder, versions=versions, codes=codes, cells=cells)
 
 
 def joined(comparisons: Sequence[Comparison], folder: Path) -> Comparison:
@@ -132,12 +132,11 @@ def joined(comparisons: Sequence[Comparison], folder: Path) -> Comparison:
             for name in names
         },
         codes=tuple(dict.fromkeys(code for each in comparisons for code in each.codes)),
-        first_seeds=min(each.first_seeds for each in comparisons),
         cells=tuple(cell for each in comparisons for cell in each.cells),
     )
 
 
-def _cell(folder: Path, raw: Mapping[str, Any], problems: list[str]) -> Cell:
+def _cell(folder: Path, raw: Mapping[str, Any], first_seeds: int, problems: list[str]) -> Cell:
     runs: dict[str, dict[int, RunRecords]] = {label: {} for label in raw["variants"]}
     for label, found in runs.items():
         for seed in raw["seeds"]:
@@ -156,6 +155,7 @@ def _cell(folder: Path, raw: Mapping[str, Any], problems: list[str]) -> Cell:
         oracle=raw["oracle"],
         apart=frozenset(raw.get("apart", ())),
         effects={label: (variant, against) for label, (variant, against) in raw.get("effects", {}).items()},
+        first_seeds=first_seeds,
         runs=runs,
         settings=raw["variants"],
     )

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from fedhybrid.errors import ConfigError
+from fedhybrid.records import COMPARISON
 from fedhybrid.report import tables
 from fedhybrid.report.comparison import sentences
 from fedhybrid.report.comparison.effects import Effect, effects
@@ -74,12 +75,18 @@ def write_comparison(*folders: Path | str, out: Path | str | None = None) -> Wri
         out: Where the page goes: into the comparison's own folder, if nothing is said and there is one only.
 
     Raises:
-        ConfigError: No comparison lies there, files of it cannot be read, nothing can be written, or `out` is missing.
+        ConfigError: No comparison lies there, files of it cannot be read, nothing can be written, or `out` is missing
+            or holds runs itself.
     """
-    found_all = [load_comparison(folder) for folder in folders]
+    if not folders:
+        raise ConfigError("there is no comparison to write a page of")
     if out is None and len(folders) != 1:
         raise ConfigError(f"one page of {len(folders)} comparisons needs a folder of its own: give --out")
-    comparison = joined(found_all, found_all[0].folder if out is None else Path(out))
+    place = Path(folders[0] if out is None else out)
+    own = len(folders) == 1 and place.resolve() == Path(folders[0]).resolve()
+    if not own and any((place / name).exists() for name in (COMPARISON, "config.toml")):
+        raise ConfigError(f"--out {place} holds runs, which have a page of their own; give another folder")
+    comparison = joined([load_comparison(folder) for folder in folders], place)
     scenes = [Scene(cell=cell, result=measure_cell(cell)) for cell in comparison.cells]
     found = overall([scene.result for scene in scenes])
     apart = effects(comparison.cells)
@@ -137,7 +144,7 @@ def _text(
     comparison: Comparison,
     beware: Sequence[str],
     summary: tables.Table,
-    apart: Mapping[str, Effect],
+    apart: Sequence[Effect],
     cells: Sequence[_CellTables],
 ) -> str:
     """The tables as markdown."""
@@ -150,14 +157,14 @@ def _text(
 
 
 def _json(
-    comparison: Comparison, scenes: Sequence[Scene], found: Mapping[str, Overall], apart: Mapping[str, Effect]
+    comparison: Comparison, scenes: Sequence[Scene], found: Mapping[str, Overall], apart: Sequence[Effect]
 ) -> str:
     """All numbers."""
     content = {
         "versions": dict(comparison.versions),
         "missing_runs": sum(sum(scene.cell.missing.values()) for scene in scenes),
         "overall": {label: dataclasses.asdict(each) for label, each in found.items()},
-        "effects": {label: dataclasses.asdict(each) for label, each in apart.items()},
+        "effects": [dataclasses.asdict(each) for each in apart],
         "cells": [dataclasses.asdict(scene.result) for scene in scenes],
     }
     return json.dumps(content, indent=1, allow_nan=False) + "\n"

@@ -69,7 +69,7 @@ def key_facts(scenes: Sequence[Scene], found: Mapping[str, Overall]) -> list[Key
     overheads = {label: each.plan_ratio for label, each in whole.items() if each.plan_ratio is not None}
     if overheads:
         label = max(overheads, key=lambda name: overheads[name])
-        detail = f"of a step's time on the devices served, the largest mean of all variants ({label})"
+        detail = f"of a step's time on the devices served, the largest mean of the variants that get a place ({label})"
         facts.append(KeyFact(value=f"+{percent(overheads[label] - 1)}", name="plan overhead", detail=detail))
     return facts
 
@@ -118,12 +118,13 @@ def made(comparison: Comparison) -> str:
     seeds = sorted({cell.seeds for cell in comparison.cells})
     listed = "; ".join(", ".join(map(str, each)) for each in seeds)
     versions = ", ".join(f"{name} {number}" for name, number in comparison.versions.items())
-    later = [seed for each in seeds for seed in each[comparison.first_seeds :]]
+    later = {cell.label: cell.seeds[cell.first_seeds :] for cell in comparison.cells if cell.seeds[cell.first_seeds :]}
     added = ""
     if later:
-        one = len(later) == 1
-        named = ", ".join(map(str, later))
-        added = f" Seed {named} was added later." if one else f" Seeds {named} were added later."
+        names = sorted({seed for each in later.values() for seed in each})
+        where = "" if len(later) == len(comparison.cells) else f" in {len(later):,} of {len(comparison.cells):,} cells"
+        verb = "Seed {} was" if len(names) == 1 else "Seeds {} were"
+        added = f" {verb.format(', '.join(map(str, names)))} added later{where}."
     return (
         f"Seeds {listed}. {sharing_words(comparison.cells)} Targets, "
         f"{'the first ' if later else ''}seeds and configurations were written to comparison.json before the first "

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 from fedhybrid.report.comparison.effects import Effect
 from fedhybrid.report.comparison.overall import Counts, Overall, Spread
@@ -56,48 +56,47 @@ def overall_table(found: Mapping[str, Overall], reference: str) -> Table:
         "steps short of memory",
     )  # fmt: skip
     note = (
-        f"Means over cells (in brackets the smallest and the largest). The rank is the place in time to the targets; "
-        f"the reference is {reference}. Accuracies are final ones, differences in percentage points; beyond the "
-        "interval: cells in which the difference is larger than half of its 95 % interval. Means of ratios are "
-        "geometric, over the targets that both reached; counted are all targets of all seeds and cells, reached by "
-        f"both, by this variant alone, and missed by it where the other reached them. {_EQUAL_ROUNDS} Plan overheads "
-        "are of the devices that each variant served; each cell has them by tier."
+        "Means over cells (in brackets the smallest and the largest). The rank is the place in time to the targets, "
+        f"which the oracle and variants apart do not get; the reference is {reference}. Accuracies are final ones, "
+        "differences in percentage points; beyond the interval: cells in which the difference is larger than half of "
+        "its 95 % interval. Means of ratios are geometric, over the targets that both reached; counted are all targets "
+        "of all seeds and cells, reached by both, by this variant alone, and missed by it where the other reached "
+        f"them. {_EQUAL_ROUNDS} Plan overheads are of the devices that each variant served; each cell has them by tier."
         if reference
         else "No reference was named ([compare] reference), so nothing is compared with one."
     )
     return _without_empty(Table(heads=heads, rows=tuple(rows), note=note), keep=2)
 
 
-def effects_table(found: Mapping[str, Effect]) -> Table:
+def effects_table(found: Sequence[Effect]) -> Table:
     """One row an effect: what comes of it over all cells."""
     rows = [
         (
-            label,
-            each.variant,
-            each.against,
+            each.label + _of_runs(each),
             f"{each.cells:,}",
-            or_none(each.same_ratio, partial(percent, digits=0)),
+            _share(each.same_ratio),
             _spread(each.difference, _points),
             f"{each.above} / {each.below} of {each.intervals}" if each.intervals else NONE,
             _spread(each.speed_up, _times) + _within(each.counts),
             _counts(each.counts),
             _spread(each.time_ratio, _times),
+            f"{each.variant} / {each.against}",
         )
-        for label, each in found.items()
+        for each in found
     ]
     heads = (
-        "effect", "of", "against", "cells", "same devices", "accuracy", "cells above / below",
-        "speed-up to targets", _COUNTS, "virtual time in all",
+        "effect", "cells", "same devices", "accuracy", "cells above / below", "speed-up to targets", _COUNTS,
+        "virtual time in all", "variant / against",
     )  # fmt: skip
     note = (
-        "Two variants that differ in one thing. Same devices: share of rounds in which both trained with the same "
-        "ones; at 100 % participation is equal, and the rest is the effect of what devices do. Accuracy: of the end, "
-        "difference in percentage points, and how many cells are above or below by more than half of the 95 % "
-        "interval. Speed-up: the other\u2019s time to the targets divided by this one\u2019s; "
-        "virtual time in all: this one\u2019s divided by the other\u2019s, for as many rounds. Means over cells (in "
-        "brackets the smallest and the largest), of ratios geometric."
+        "One variant beside another, as the recipe names them: where they differ in one thing, that is its effect. "
+        "Same devices: share of rounds in which both had the same ones, rounded down; at 100 % participation is equal, "
+        "and the rest is the effect of what devices do. Accuracy: of the end, difference in percentage points, and how "
+        "many cells are above or below by more than half of the 95 % interval. Speed-up: the other\u2019s time to the "
+        "targets divided by this one\u2019s; virtual time in all: this one\u2019s divided by the other\u2019s, for "
+        "all rounds of both. Means over cells (in brackets the smallest and the largest), of ratios geometric."
     )
-    return Table(heads=heads, rows=tuple(rows), left=3, note=note)
+    return Table(heads=heads, rows=tuple(rows), note=note)
 
 
 def brief_table(found: Mapping[str, Overall]) -> Table:
@@ -291,7 +290,7 @@ def _missed(found: Overall) -> str:
     return f"; missed by {found.best_missed:,} of {found.best_runs:,} runs" if found.best_missed else ""
 
 
-def _of_runs(found: Overall) -> str:
+def _of_runs(found: Overall | Effect) -> str:
     return f" ({found.runs:,} of {found.runs + found.missing:,} runs)" if found.missing else ""
 
 
@@ -303,6 +302,14 @@ def _spread(found: Spread | None, show: Callable[[float], str]) -> str:
     if found is None:
         return NONE
     return show(found.mean) + ("" if found.count == 1 else f" ({show(found.low)} to {show(found.high)})")
+
+
+def _share(found: Spread | None) -> str:
+    """Rounded down, as 100 % is a promise; the extremes where they differ."""
+    if found is None:
+        return NONE
+    mean, low, high = (f"{math.floor(100 * ratio + 1e-9)}{_GAP}%" for ratio in (found.mean, found.low, found.high))
+    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 def _reached(tier: TierResult | None) -> str:

@@ -19,10 +19,10 @@ from fedhybrid.report.text import time_scale
 __all__ = ["CAPTION", "Mean", "draw", "mean_curve"]
 
 CAPTION = (
-    "Each line is one variant: test by test, accuracy and virtual time are means over seeds, and the band goes from "
-    "the lowest seed to the highest. Higher is better, further left is sooner. Dotted lines are the targets that were "
-    "fixed before the runs. Time is virtual: what training would take on the simulated devices, planning overhead "
-    "included."
+    "Each line is one variant, those apart left out: test by test, accuracy and virtual time are means over seeds, and "
+    "the band goes from the lowest seed to the highest. Higher is better, further left is sooner. Dotted lines are the "
+    "targets that were fixed before the runs. Time is virtual: what training would take on the simulated devices, "
+    "planning overhead included."
 )
 _SPAN = 5.0  # beyond so many times the shortest run, short runs would be a stroke at the left: time is then logarithmic
 _ROW_IN = 2.6
@@ -52,12 +52,12 @@ def mean_curve(runs: Mapping[int, RunRecords]) -> list[Mean]:
 
 
 def draw(scenes: Sequence[Scene], theme: Theme) -> Figure | None:
-    """None where no run is finished."""
-    shown = [scene for scene in scenes if scene.cell.finished]
+    """None where no run is finished that gets a line."""
+    shown = [scene for scene in scenes if _drawn(scene)]
     if not shown:
         return None
     look = looks(scenes, theme)
-    names = [label for label in look if any(label in scene.cell.finished for scene in shown)]
+    names = [label for label in look if any(label in _drawn(scene) for scene in shown)]
     figure, axes = panels(shown, [_ROW_IN] * len(shown), above_in=0.15 + 0.19 * -(-len(names) // 3))
     for each, scene in zip(axes, shown, strict=True):
         _draw_cell(each, scene, look, theme)
@@ -65,8 +65,13 @@ def draw(scenes: Sequence[Scene], theme: Theme) -> Figure | None:
     return figure
 
 
+def _drawn(scene: Scene) -> dict[str, Mapping[int, RunRecords]]:
+    """Lines of variants apart would hide those that they are parts of."""
+    return {label: runs for label, runs in scene.cell.finished.items() if label not in scene.cell.apart}
+
+
 def _draw_cell(axes: Axes, scene: Scene, look: Mapping[str, Look], theme: Theme) -> None:
-    curves = {label: mean_curve(runs) for label, runs in scene.cell.finished.items()}
+    curves = {label: mean_curve(runs) for label, runs in _drawn(scene).items()}
     ends_s = [curve[-1].time_s for curve in curves.values() if curve]
     logarithmic = max(ends_s) > _SPAN * min(ends_s) > 0
     unit_s, unit = time_scale(max(ends_s))

@@ -1,0 +1,192 @@
+"""The headline comparison's note: what was claimed before the runs, and what came out so far."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.comparison_parts import describe, place, write_curve
+
+from fedhybrid.experiment import load_config
+from fedhybrid.experiment.check import to_table, variants_of
+from fedhybrid.report.comparison import write_comparison
+from fedhybrid.report.comparison.figures import DRAWINGS
+
+ROOT = Path(__file__).parents[2]
+BENCHMARK = ROOT / "benchmarks/headline.py"
+CELLS = ["uci-har, memory tied to speed", "uci-har, memory tied to data"]
+# (virtual seconds, accuracy) of each test, in the cell in which memory is tied to speed and in the other one.
+CURVES = {
+    "oracle": ([(1.0, 0.6), (2.0, 0.905)], [(1.0, 0.6), (2.0, 0.885)]),
+    "random-exclusion": ([(0.5, 0.6), (1.0, 0.8)], [(0.5, 0.2), (1.0, 0.3)]),
+    "fedhybrid-paper": ([(2.0, 0.6), (3.0, 0.8)], [(2.0, 0.6), (3.0, 0.9)]),
+    "fedhybrid-plus": ([(0.8, 0.6), (1.6, 0.9)], [(0.8, 0.6), (1.6, 0.88)]),
+}
+
+
+@pytest.fixture(autouse=True)
+def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawings = {name: DRAWINGS[name] for name in ("accuracy",)}
+    monkeypatch.setattr("fedhybrid.report.comparison.page.DRAWINGS", drawings)
+
+
+def compared(
+    folder: Path, *, without: Sequence[tuple[str, int, str]] = (), curves: Mapping[str, Any] = CURVES
+) -> dict[str, Any]:
+    """table.json of both cells with three seeds; `without` are runs that are not finished."""
+    describe(
+        folder,
+        {cell: [*curves] for cell in CELLS},
+        seeds=[1, 2, 3],
+        targets=[0.5],
+        reference="random-exclusion",
+        oracle="oracle",
+    )
+    for i, cell in enumerate(CELLS):
+        for variant, each in curves.items():
+            for seed in (1, 2, 3):
+                if (cell, seed, variant) not in without:
+                    write_curve(place(folder, cell, seed, variant), each[i], seed=seed, failing=0.0)
+    write_comparison(folder)
+    found: dict[str, Any] = json.loads((folder / "table.json").read_text())
+    return found
+
+
+def rows_of(numbers: Mapping[str, Any], absent: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What was found, by the first words of what was claimed."""
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
+    from showing import claims_table  # noqa: PLC0415 - the folder is on the path only here
+
+    rows = [line.strip("| ").split(" | ") for line in claims_table(numbers, absent=absent).splitlines() if "|" in line]
+    return {row[0]: row[1] for row in rows if len(row) == 2 and row[0] != "---"}
+
+
+def found_of(rows: Mapping[str, str], words: str) -> str:
+    (found,) = [found for claim, found in rows.items() if words in claim]
+    return found
+
+
+def test_what_is_finished_is_answered_with_both_fleets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of(compared(tmp_path), (), monkeypatch)
+    declared = found_of(rows, "39.2 points above")
+    assert declared.startswith("yes: +58.0 ± 0.0 points (3 seeds); with memory tied to speed: +10.0 ± 0.0 points")
+    assert found_of(rows, "mean rank").startswith("yes: fedhybrid-plus 1.50, random-exclusion 2.00, ")
+    assert found_of(rows, "nowhere worse") == (
+        "no: lower in 1 of 2 cells, by more than the interval in 1 of 2; +4.0 points on average, least -2.0 ± 0.0 "
+        "points (3 seeds) (uci-har, memory tied to data)"
+    )
+    assert found_of(rows, "times sooner").startswith("no: 0.62 to 1.25 times in 2 cells, most in uci-har, memory tied")
+    assert found_of(rows, "our plans") == "not run"
+    assert found_of(rows, "budget").startswith("yes: 0 of ")
+    assert found_of(rows, "no limit at all").startswith("yes: -0.5 points (cells: -0.5 to -0.5), 0.80 times its time")
+
+
+def test_nobody_is_first_who_shares_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    curves = {**CURVES, "fedhybrid-paper": CURVES["fedhybrid-plus"]}
+    assert found_of(rows_of(compared(tmp_path, curves=curves), (), monkeypatch), "mean rank").startswith("no: ")
+
+
+@pytest.mark.parametrize(
+    ("without", "absent", "answer"),
+    [
+        ([(CELLS[1], 3, "fedhybrid-plus")], (), ("39.2 points above", "so far yes: +58.0 ± 0.0 points (2 seeds)")),
+        ([(CELLS[1], 3, "random-exclusion")], (), ("39.2 points above", "so far yes: +58.0 ± 0.0 points (2 seeds)")),
+        ([(CELLS[0], 3, "fedhybrid-plus")], (), ("39.2 points above", "so far yes: +58.0 ± 0.0 points (3 seeds)")),
+        ([(CELLS[0], 3, "oracle")], (), ("39.2 points above", "yes: ")),
+        ([(CELLS[1], s, "random-exclusion") for s in (1, 2, 3)], (), ("39.2 points above", "not run")),
+        ([(CELLS[1], s, "fedhybrid-plus") for s in (1, 2, 3)], (), ("39.2 points above", "not run")),
+        ([(CELLS[0], 3, "oracle")], (), ("mean rank", "so far yes: ")),
+        ([], ["cifar10"], ("mean rank", "so far yes: ")),
+        ([], ["cifar10"], ("39.2 points above", "yes: ")),
+        ([], ["cifar10"], ("nowhere worse", "so far no: ")),
+        ([(c, s, v) for c in CELLS for s in (1, 2, 3) for v in CURVES], (), ("budget", "not run")),
+    ],
+)
+def test_nothing_counts_for_more_than_is_there(
+    without: Sequence[tuple[str, int, str]],
+    absent: Sequence[str],
+    answer: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = rows_of(compared(tmp_path, without=without), absent, monkeypatch)
+    words, found = answer
+    assert found_of(rows, words).startswith(found)
+    assert len(rows) == 2 + 3 + 4, "two heads, three claims, four questions, whatever is missing"
+
+
+def test_claims_are_those_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = (ROOT / "docs/headline.md").read_text(encoding="utf-8")
+    claims = guide.partition("What is claimed:")[2].partition("\n\nThe note")[0]
+    assert claims.count("\n- ") == 3
+    assert "`fedhybrid-plus` ends at least 39.2 points above `random-exclusion`" in " ".join(claims.split())
+    for words in ("39.2 points above", "first in mean rank of time to the targets", "nowhere worse than"):
+        assert words in claims
+        assert found_of(rows_of(compared(tmp_path / words[:4]), (), monkeypatch), words)
+
+
+def test_pairs_of_the_recipe_differ_in_what_they_are_named_for() -> None:
+    config = load_config(ROOT / "recipes/headline/uci-har.toml")
+    tables = {label: to_table(each) for label, each in variants_of(config).items()}
+    effects = config.compare.effects or {}
+    assert len({tuple(pair) for pair in effects.values()}) == len(effects)
+    for label, (own, other) in effects.items():
+        differing = {name for name in tables[own] if tables[own][name] != tables[other].get(name)}
+        if "selection" in label:
+            assert "policy" in differing
+            assert differing <= {"policy", "policy_options"}, label
+        if label == "our plans instead of the paper's":
+            assert differing == {"planner"}
+        if label.endswith("plans alone") or label.endswith("instead of no limits"):
+            assert other in (config.compare.reference, config.compare.oracle)
+            assert "policy" not in differing, label
+
+
+def headline(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(BENCHMARK), *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=55,
+    )
+
+
+def test_wrong_words_and_empty_folders_are_named(tmp_path: Path) -> None:
+    strange = headline("--out", str(tmp_path), "--only-note", "--settings", "uci-har,mnist")
+    assert strange.returncode == 2
+    assert "--settings has mnist; there are uci-har, fashion-mnist" in strange.stderr
+    empty = headline("--out", str(tmp_path), "--only-note", "--settings", "uci-har")
+    assert empty.returncode == 1
+    assert empty.stderr.strip() == f"nothing of uci-har has been run in {tmp_path}"
+
+
+def test_the_note_has_the_command_that_makes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared(tmp_path / "runs/uci-har")
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
+    import headline as benchmark  # noqa: PLC0415 - the folder is on the path only here
+    from showing import note  # noqa: PLC0415
+
+    monkeypatch.setattr(note, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(sys, "argv", ["headline.py", "--out", str(tmp_path / "runs"), "--only-note"])
+    assert benchmark.main() == 0
+    (written,) = (tmp_path / "results").glob("headline_epyc-2core_*.md")
+    text = written.read_text(encoding="utf-8")
+    for part in (
+        "benchmarks/headline.py --root DATA --out DIR --settings uci-har --seeds 3 --note\n",
+        "- seeds: 1, 2, 3\n",
+        "- made by: fedhybrid 0.1.0, torch 2.13.0, python 3.11.7\n",
+        "2 cells; not begun: fashion-mnist, shakespeare-plays, shakespeare-characters, cifar10.",
+        "## All cells together",
+        "<summary>uci-har.toml, complete</summary>",
+        f"![accuracy]({written.stem}_accuracy.png)",
+    ):
+        assert part in text
+    assert str(tmp_path) not in text
