@@ -46,7 +46,7 @@ SQUEEZED = [
 def small(**changes: Any) -> dict[str, Any]:
     """A narrow network, whose smallest plan needs 82 % of the unplanned step (89 % without splits); uniform policy."""
     base = recipe(model="cnn", model_options={"width": 0.25}, policy="uniform", fleet=UNEQUAL, planner=_ACTIONS)
-    return base | copy.deepcopy(changes)
+    return copy.deepcopy(base | changes)  # tests change what they get
 
 
 def asynchronous(method: str = "fedasync", **changes: Any) -> dict[str, Any]:
