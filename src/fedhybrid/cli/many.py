@@ -6,8 +6,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TaskID
 
+from fedhybrid.cli.progress import round_bars
 from fedhybrid.units import format_seconds
 
 if TYPE_CHECKING:  # the records bring torch, which --help should not wait for
@@ -21,14 +22,7 @@ class ManyBars:
     """One bar for all runs, and below it one for each run under way."""
 
     def __init__(self, console: Console, runs: int) -> None:
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            console=console,
-        )
+        self._bars = round_bars(console)
         self._all = self._bars.add_task("runs", total=runs, figures="")
         self._tasks: dict[str, TaskID] = {}
         self._failed = 0

@@ -14,7 +14,7 @@ from fedhybrid.units import format_seconds
 if TYPE_CHECKING:  # the records bring torch, which --help should not wait for
     from fedhybrid.records import ClientRecord, RoundRecord, Summary
 
-__all__ = ["Bars", "Lines"]
+__all__ = ["Bars", "Lines", "round_bars"]
 
 LINES_PER_RUN = 10
 
@@ -38,19 +38,24 @@ class _Figures:
         return ", ".join(parts)
 
 
+def round_bars(console: Console) -> Progress:
+    """Bars that count rounds, or runs, each with its `figures` beside it."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        console=console,
+    )
+
+
 @final
 class Bars:
     """One bar for each variant, with its round, accuracy, virtual time and the tasks that failed."""
 
     def __init__(self, console: Console) -> None:
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            console=console,
-        )
+        self._bars = round_bars(console)
         self._tasks: dict[str, TaskID] = {}
         self._figures = _Figures()
 

@@ -14,7 +14,7 @@ from fedhybrid.data.split import Dataset, Indices, Split
 from fedhybrid.errors import ConfigError
 from fedhybrid.records import IntArray
 
-__all__ = ["ChosenSplit", "of_classes", "rows_of_classes", "tested_by", "without"]
+__all__ = ["ChosenSplit", "check_classes", "of_classes", "rows_of_classes", "tested_by", "without"]
 
 
 @final
@@ -56,6 +56,24 @@ def rows_of_classes(labels: Tensor, classes: Sequence[int]) -> IntArray:
     return np.flatnonzero(np.isin(labels.numpy(), np.array(classes, dtype=np.int64)))
 
 
+def check_classes(dataset: Dataset, classes: Sequence[int], *, where: str) -> None:
+    """That the data set has these classes.
+
+    Args:
+        dataset: Whose classes they should be.
+        classes: Their numbers.
+        where: What the user calls this list.
+
+    Raises:
+        ConfigError: It has not, with those that are unknown.
+    """
+    if unknown := [each for each in classes if not 0 <= each < dataset.classes]:
+        raise ConfigError(
+            f"{where} must be classes of {dataset.name}, 0 to {dataset.classes - 1}; found "
+            f"{', '.join(map(str, unknown))}"
+        )
+
+
 def of_classes(dataset: Dataset, classes: Sequence[int], *, where: str) -> Dataset:
     """The data set with the samples of some classes only; the first of them becomes class 0, and so on.
 
@@ -67,12 +85,7 @@ def of_classes(dataset: Dataset, classes: Sequence[int], *, where: str) -> Datas
     Raises:
         ConfigError: No such class, or nobody has samples of it.
     """
-    unknown = [each for each in classes if not 0 <= each < dataset.classes]
-    if unknown:
-        raise ConfigError(
-            f"{where} must be classes of {dataset.name}, 0 to {dataset.classes - 1}; found "
-            f"{', '.join(map(str, unknown))}"
-        )
+    check_classes(dataset, classes, where=where)
     halves = [(split, rows_of_classes(split.labels, classes)) for split in (dataset.train, dataset.test)]
     if not all(len(rows) for _, rows in halves):
         raise ConfigError(f"{where}: {dataset.name} has no samples of these classes to train on or to test with")

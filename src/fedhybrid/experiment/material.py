@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedhybrid.data import Dataset, Shards, Split, partition_data
+from fedhybrid.data.chosen import check_classes
 from fedhybrid.errors import ConfigError
 from fedhybrid.executor import SGD, Adam, AdamW
 from fedhybrid.experiment.config import RunConfig, TrainTable
@@ -64,11 +65,7 @@ def _holders(config: RunConfig, dataset: Dataset) -> dict[int, NDArray[np.bool_]
     tiers, alone = config.fleet.tiers, config.data.alone_classes
     if not alone:
         return {}
-    if unknown := [label for label in alone if label >= dataset.classes]:
-        raise ConfigError(
-            f"data.alone_classes must be classes of {dataset.name}, 0 to {dataset.classes - 1}; found "
-            f"{', '.join(map(str, unknown))}"
-        )
+    check_classes(dataset, alone, where="data.alone_classes")
     tier_of = deal_tiers([tier.share for tier in tiers], config.data.clients, config.seed)
     named = [number for number, tier in enumerate(tiers) if tier.name in (config.data.alone_tiers or ())]
     return dict.fromkeys(alone, np.isin(tier_of, named))

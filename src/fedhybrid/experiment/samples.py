@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fedhybrid.data import Dataset, find_loader
-from fedhybrid.data.chosen import of_classes, rows_of_classes, tested_by, without
+from fedhybrid.data.chosen import check_classes, of_classes, rows_of_classes, tested_by, without
 from fedhybrid.errors import ConfigError
 from fedhybrid.experiment.config import PretrainTable, RunConfig
 from fedhybrid.records import IntArray
@@ -118,12 +118,7 @@ def pretraining_rows(config: RunConfig, dataset: Dataset) -> IntArray:
     assert table is not None
     own = is_own(config, table)
     classes = table.classes or (config.data.classes if own else None) or range(dataset.classes)
-    unknown = [each for each in classes if each >= dataset.classes]
-    if unknown:
-        raise ConfigError(
-            f"pretrain.classes must be classes of {dataset.name}, 0 to {dataset.classes - 1}; found "
-            f"{', '.join(map(str, unknown))}"
-        )
+    check_classes(dataset, classes, where="pretrain.classes")
     labels = dataset.train.labels
     rng = np.random.default_rng(derive_seed(config.seed, purpose="pretrain/samples"))
     chosen = []

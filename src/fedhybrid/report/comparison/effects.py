@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedhybrid.report.comparison.load import Cell
-from fedhybrid.report.comparison.overall import Counts, Spread, counted, over_cells
+from fedhybrid.report.comparison.overall import Counts, Spread, counted, over_cells, sides
 from fedhybrid.report.comparison.statistics import Estimate
 from fedhybrid.report.comparison.timing import Beside, Seeds, beside_at, difference, summary_of
 from fedhybrid.report.load import RunRecords
@@ -108,6 +108,7 @@ def _cohorts(run: RunRecords) -> list[list[int]]:
 def _effect(names: tuple[str, str, str], pairs: Sequence[_Pair], *, runs: int, missing: int) -> Effect:
     label, variant, against = names
     differences = [pair.difference for pair in pairs if pair.difference]
+    above, below, intervals = sides(differences)
     return Effect(
         label=label,
         variant=variant,
@@ -117,9 +118,9 @@ def _effect(names: tuple[str, str, str], pairs: Sequence[_Pair], *, runs: int, m
         missing=missing,
         same_ratio=over_cells([pair.same_ratio for pair in pairs]),
         difference=over_cells([each.mean for each in differences]),
-        above=sum(each.half is not None and each.mean > each.half for each in differences),
-        below=sum(each.half is not None and -each.mean > each.half for each in differences),
-        intervals=sum(each.half is not None for each in differences),
+        above=above,
+        below=below,
+        intervals=intervals,
         speed_up=over_cells([pair.beside.ratio for pair in pairs], geometric=True),
         counts=counted([pair.beside for pair in pairs]),
         time_ratio=over_cells([pair.time_ratio for pair in pairs], geometric=True),

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fedhybrid.report.comparison.results import CellResult
-from fedhybrid.report.comparison.statistics import geometric_mean, mean_or_none
+from fedhybrid.report.comparison.statistics import Estimate, geometric_mean, mean_or_none
 from fedhybrid.report.comparison.timing import Beside
 
-__all__ = ["Counts", "Overall", "Spread", "counted", "over_cells", "overall"]
+__all__ = ["Counts", "Overall", "Spread", "counted", "over_cells", "overall", "sides"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,15 +98,16 @@ def _overall(label: str, cells: Sequence[CellResult], missing: int) -> Overall:
     others = [found.beside for variant in own for found in variant.targets if found.beside]
     oracles = [variant.oracle for variant in own if variant.oracle]
     differences = [variant.difference for variant in own if variant.difference]
+    above, below, intervals = sides(differences)
     bests = [variant.reference_best for variant in own if variant.reference_best is not None]
     return Overall(
         cells=len(cells),
         runs=sum(len(variant.seeds) for variant in own),
         missing=missing,
         difference=over_cells([found.mean for found in differences]),
-        above=sum(found.half is not None and found.mean > found.half for found in differences),
-        below=sum(found.half is not None and -found.mean > found.half for found in differences),
-        intervals=sum(found.half is not None for found in differences),
+        above=above,
+        below=below,
+        intervals=intervals,
         short=over_cells([variant.short.mean for variant in own if variant.short]),
         oracle=over_cells([1 / each.ratio for each in oracles if each.ratio], geometric=True),
         oracle_counts=counted(oracles),
@@ -129,6 +130,12 @@ def counted(found: Sequence[Beside]) -> Counts:
         alone=sum(each.alone for each in found),
         missed=sum(each.missed for each in found),
     )
+
+
+def sides(differences: Sequence[Estimate]) -> tuple[int, int, int]:
+    """How many are above zero by more than half of their interval, how many below, and how many have an interval."""
+    known = [(each.mean, each.half) for each in differences if each.half is not None]
+    return sum(mean > half for mean, half in known), sum(-mean > half for mean, half in known), len(known)
 
 
 def over_cells(values: Sequence[float | None], *, geometric: bool = False) -> Spread | None:
