@@ -4,9 +4,12 @@
     .venv/bin/python benchmarks/headline.py --root DATA --out DIR --note      # and a note in results/
     .venv/bin/python benchmarks/headline.py --out DIR --only-note             # of what is there; nothing is run
 
-`--root` is the folder that holds the data sets. Each setting is compared in its own folder below `--out`, as `fedhybrid
-compare recipes/headline/SETTING.toml` does it; `all/` there gets the page of all. docs/headline.md says what is
-compared, and what was claimed before the runs.
+`--root` is the folder that holds the data sets. Each setting is compared in parts, one for each mixture of its data:
+`SETTING-alpha-0.1`, or `SETTING` where there is one mixture only. A part has its own folder below `--out`, as
+`fedhybrid compare recipes/headline/SETTING.toml` makes it; `all/` there gets the page of all. A note keeps each part's
+records in results/headline/, and a part that is not in `--out` is read from there: runs may be made one part at a time,
+on any machine, and the page is made again without any. docs/headline.md says what is compared, and what was claimed
+before the runs.
 """
 
 from __future__ import annotations
@@ -16,10 +19,13 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
+import tomllib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from showing import claims_table, note_name, write_note
+from showing import RESULTS, claims_table, keep_records, note_name, restore_records, write_note
 
 from fedhybrid.experiment import config_toml
 from fedhybrid.records import COMPARISON
@@ -37,48 +43,100 @@ its text leaves open is reconstructed here (docs/methods.md). These cells are an
 PICTURES = ("accuracy", "time-to-target", "participation", "worst-tier")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One setting with one mixture of its data.
+
+    Attributes:
+        name: Of its folder, and of its records.
+        setting: Of its recipe.
+        words: What `fedhybrid compare` is told beside the recipe.
+    """
+
+    name: str
+    setting: str
+    words: tuple[str, ...] = ()
+
+
 def main() -> int:
     given = _arguments()
     recipes = RECIPES / "full" if given.full else RECIPES
-    failed = [] if given.only_note else [each for each in given.settings if not _compared(given, recipes, each)]
-    folders = [given.out / each for each in given.settings if (given.out / each / COMPARISON).is_file()]
-    if not folders:
-        print(f"nothing of {', '.join(given.settings)} has been run in {given.out}", file=sys.stderr)
-        return 1
-    written = write_comparison(*folders, out=given.out / "all")
+    parts = [part for setting in given.settings for part in _parts(recipes, setting)]
+    failed = [] if given.only_note else [part.name for part in parts if not _compared(given, recipes, part)]
+    with tempfile.TemporaryDirectory() as kept:
+        folders = _folders(given, parts, Path(kept))
+        if not folders:
+            print(f"nothing of {', '.join(given.settings)} has been run in {given.out}", file=sys.stderr)
+            return 1
+        written = write_comparison(*folders.values(), out=given.out / "all")
     print(written.page)
     if given.note or given.only_note:
-        print(_note(given, recipes, [folder.name for folder in folders], written))
+        _keep(given, parts)
+        print(_note(given, recipes, [part for part in parts if part.name in folders], written))
     if failed:
         print(f"runs of {', '.join(failed)} failed; the same command tries them again", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _compared(given: argparse.Namespace, recipes: Path, setting: str) -> bool:
-    """Whether all runs of a setting are there now; the command names those that are not."""
-    words = [str(recipes / f"{setting}.toml"), f"data.root={given.root}", "--out", str(given.out / setting)]
-    words += ["--seeds", str(given.seeds)]
+def _parts(recipes: Path, setting: str) -> list[Part]:
+    recipe = tomllib.loads((recipes / f"{setting}.toml").read_text(encoding="utf-8"))
+    alphas = recipe["compare"].get("grid", {}).get("data.alpha", [])
+    if not alphas:
+        return [Part(name=setting, setting=setting)]
+    words = "compare.grid.data.alpha=[{0}]"
+    return [Part(name=f"{setting}-alpha-{each}", setting=setting, words=(words.format(each),)) for each in alphas]
+
+
+def _compared(given: argparse.Namespace, recipes: Path, part: Part) -> bool:
+    """Whether all runs of a part are there now; the command names those that are not."""
+    words = [str(recipes / f"{part.setting}.toml"), f"data.root={given.root}", *part.words]
+    words += ["--seeds", str(given.seeds), "--out", str(given.out / part.name)]
     words += [] if given.processes is None else ["--processes", str(given.processes)]
     return subprocess.run([sys.executable, "-m", "fedhybrid", "compare", *words], check=False).returncode == 0
 
 
-def _note(given: argparse.Namespace, recipes: Path, settings: Sequence[str], written: Written) -> Path:
+def _records(given: argparse.Namespace, part: Part) -> Path:
+    return RESULTS / ("headline-full" if given.full else "headline") / f"{part.name}.tar.xz"
+
+
+def _folders(given: argparse.Namespace, parts: Sequence[Part], kept: Path) -> dict[str, Path]:
+    """Where the runs of each part are: in `--out`, or else unpacked from its records; parts without either are not."""
+    found = {}
+    for part in parts:
+        if (given.out / part.name / COMPARISON).is_file():
+            found[part.name] = given.out / part.name
+        elif _records(given, part).is_file():
+            restore_records(_records(given, part), kept / part.name)
+            found[part.name] = kept / part.name
+    return found
+
+
+def _keep(given: argparse.Namespace, parts: Sequence[Part]) -> None:
+    """Records of what has been run, also of parts of which runs are missing."""
+    for part in parts:
+        if (given.out / part.name / COMPARISON).is_file():
+            keep_records(given.out / part.name, _records(given, part))
+
+
+def _note(given: argparse.Namespace, recipes: Path, parts: Sequence[Part], written: Written) -> Path:
     """The tables and pictures of the page, with the claims before them and the recipes behind."""
     numbers = json.loads((written.page.parent / "table.json").read_text(encoding="utf-8"))
     theme = "headline-full" if given.full else "headline"
     shown = "<details><summary>{0}.toml, complete</summary>\n\n```toml\n{1}```\n\n</details>"
-    configs = [shown.format(each, _config(recipes, each)) for each in settings]
+    settings = list(dict.fromkeys(part.setting for part in parts))
+    configs = [shown.format(each, config_toml(recipes / f"{each}.toml")) for each in settings]
     seeds = list(dict.fromkeys(seed for cell in numbers["cells"] for seed in cell["seeds"]))
     words = ["--full"] if given.full else []
-    words += [] if list(settings) == list(SETTINGS) else [f"--settings {','.join(settings)}"]
+    words += [] if settings == list(SETTINGS) else [f"--settings {','.join(settings)}"]
     words += [f"--seeds {max(len(cell['seeds']) for cell in numbers['cells'])}", "--note"]
-    absent = [each for each in SETTINGS if each not in settings]
+    names = [part.name for part in parts]
+    absent = [part.name for each in SETTINGS for part in _parts(recipes, each) if part.name not in names]
     note = write_note(
         note_name(theme, given.hardware),
         title="The headline comparison" + (" at full scale" if given.full else ""),
         command=f"benchmarks/headline.py --root DATA --out DIR {' '.join(words)}",
         settings={
-            "settings": ", ".join(settings),
+            "parts": ", ".join(names),
             "seeds": ", ".join(map(str, seeds)),
             "time": "virtual",
             "made by": ", ".join(f"{name} {each}" for name, each in numbers["versions"].items()),
@@ -95,10 +153,6 @@ def _note(given: argparse.Namespace, recipes: Path, settings: Sequence[str], wri
             shutil.copyfile(drawn, kept)
             note.write_text(f"{note.read_text(encoding='utf-8')}\n![{name}]({kept.name})\n", encoding="utf-8")
     return note
-
-
-def _config(recipes: Path, setting: str) -> str:
-    return config_toml(recipes / f"{setting}.toml")
 
 
 def _arguments() -> argparse.Namespace:

@@ -1,13 +1,16 @@
 """How benchmarks show what they found: tables in markdown, pictures, and notes that say where the numbers are from."""
 
+from showing.archive import keep_records, restore_records
 from showing.claims import claims_table
 from showing.curves import draw_curves
 from showing.methods import draw_methods, methods_table
-from showing.note import machine, note_name, write_note
+from showing.note import RESULTS, machine, note_name, write_note
+from showing.overhead import overhead_table
 from showing.picture import draw_memory
 from showing.tables import activations_table, codecs_table, exactness_table, memory_table, training_table
 
 __all__ = [
+    "RESULTS",
     "activations_table",
     "claims_table",
     "codecs_table",
@@ -15,10 +18,13 @@ __all__ = [
     "draw_memory",
     "draw_methods",
     "exactness_table",
+    "keep_records",
     "machine",
     "memory_table",
     "methods_table",
     "note_name",
+    "overhead_table",
+    "restore_records",
     "training_table",
     "write_note",
 ]

@@ -13,7 +13,7 @@ import torch
 
 import fedhybrid
 
-__all__ = ["machine", "note_name", "write_note"]
+__all__ = ["RESULTS", "machine", "note_name", "write_note"]
 
 RESULTS = Path(__file__).parents[1] / "results"
 

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ CURVES = {
     "fedhybrid-paper": ([(2.0, 0.6), (3.0, 0.8)], [(2.0, 0.6), (3.0, 0.9)]),
     "fedhybrid-plus": ([(0.8, 0.6), (1.6, 0.9)], [(0.8, 0.6), (1.6, 0.88)]),
 }
+Benchmark = Callable[[Path], tuple[str, dict[str, Any]]]  # a folder of runs: its note, and the numbers behind
 
 
 @pytest.fixture(autouse=True)
@@ -163,30 +165,60 @@ def test_wrong_words_and_empty_folders_are_named(tmp_path: Path) -> None:
     strange = headline("--out", str(tmp_path), "--only-note", "--settings", "uci-har,mnist")
     assert strange.returncode == 2
     assert "--settings has mnist; there are uci-har, fashion-mnist" in strange.stderr
-    empty = headline("--out", str(tmp_path), "--only-note", "--settings", "uci-har")
+    empty = headline("--out", str(tmp_path), "--only-note", "--settings", "uci-har", "--full")  # has no records yet
     assert empty.returncode == 1
     assert empty.stderr.strip() == f"nothing of uci-har has been run in {tmp_path}"
 
 
-def test_the_note_has_the_command_that_makes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compared(tmp_path / "runs/uci-har")
+@pytest.fixture
+def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Benchmark:
+    """Writes the note of a folder of runs, and gives its text and the numbers behind; results are those of the test."""
     monkeypatch.syspath_prepend(BENCHMARK.parent)
-    import headline as benchmark  # noqa: PLC0415 - the folder is on the path only here
+    import headline  # noqa: PLC0415 - the folder is on the path only here
     from showing import note  # noqa: PLC0415
 
-    monkeypatch.setattr(note, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(sys, "argv", ["headline.py", "--out", str(tmp_path / "runs"), "--only-note"])
-    assert benchmark.main() == 0
-    (written,) = (tmp_path / "results").glob("headline_epyc-2core_*.md")
-    text = written.read_text(encoding="utf-8")
+    for module in (headline, note):
+        monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+
+    def written(out: Path) -> tuple[str, dict[str, Any]]:
+        monkeypatch.setattr(sys, "argv", ["headline.py", "--out", str(out), "--only-note"])
+        assert headline.main() == 0
+        (path,) = (tmp_path / "results").glob("headline_epyc-2core_*.md")
+        numbers: dict[str, Any] = json.loads((out / "all/table.json").read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8"), numbers
+
+    return written
+
+
+def test_the_note_has_the_command_that_makes_it(tmp_path: Path, benchmark: Benchmark) -> None:
+    compared(tmp_path / "runs/uci-har")
+    text, _ = benchmark(tmp_path / "runs")
     for part in (
         "benchmarks/headline.py --root DATA --out DIR --settings uci-har --seeds 3 --note\n",
         "- seeds: 1, 2, 3\n",
         "- made by: fedhybrid 0.1.0, torch 2.13.0, python 3.11.7\n",
-        "2 cells; not begun: fashion-mnist, shakespeare-plays, shakespeare-characters, cifar10.",
+        "2 cells; not begun: fashion-mnist-alpha-0.1, fashion-mnist-alpha-0.5, shakespeare-plays-alpha-0.1, ",
         "## All cells together",
         "<summary>uci-har.toml, complete</summary>",
-        f"![accuracy]({written.stem}_accuracy.png)",
+        "_accuracy.png)",
     ):
         assert part in text
     assert str(tmp_path) not in text
+
+
+def test_the_page_is_made_again_from_records_alone(tmp_path: Path, benchmark: Benchmark) -> None:
+    compared(tmp_path / "runs/uci-har")
+    for config in (tmp_path / "runs").glob("uci-har/runs/*/*/*/config.toml"):
+        config.write_text(config.read_text().replace("[data]\n", f'[data]\nroot = "{tmp_path}"\n'))
+    first = benchmark(tmp_path / "runs")
+    (records,) = (tmp_path / "results").rglob("*.tar.xz")
+    kept = records.read_bytes()
+    assert benchmark(tmp_path / "elsewhere") == first
+    assert benchmark(tmp_path / "runs") == first
+    assert records.read_bytes() == kept, "equal records make equal bytes"
+    with tarfile.open(records) as archive:
+        for entry in archive:
+            content = archive.extractfile(entry)
+            assert content is not None
+            assert str(tmp_path) not in content.read().decode()
+            assert Path(entry.name).suffix in {".json", ".jsonl", ".toml"}
