@@ -1,4 +1,4 @@
-"""Classes that some clients alone may hold: what every partition of `HELD_ALONE` obeys then."""
+"""Classes that some clients alone may hold: what every partition of `ALONE_PARTITIONS` obeys then."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tests.contract.test_partitions import parts_of, people_of
 
-from fedhybrid.data import HELD_ALONE, PARTITIONS, partition
+from fedhybrid.data import ALONE_PARTITIONS, PARTITIONS, partition
 from fedhybrid.data.partition import PartitionSpec, dirichlet
 from fedhybrid.data.shards import DealtShards
 from fedhybrid.errors import ConfigError
@@ -94,7 +94,7 @@ def test_natural_leaves_out_what_people_may_not_hold(problem: tuple[IntArray, in
     assert all(np.array_equal(part, other) for part, other in zip(parts, expected, strict=True))
 
 
-@pytest.mark.parametrize("name", HELD_ALONE)
+@pytest.mark.parametrize("name", ALONE_PARTITIONS)
 @given(problem=hard_problems(), seed=SEEDS, alpha=ALPHAS)
 @settings(max_examples=150, deadline=None)
 def test_what_cannot_be_dealt_is_told(
@@ -131,7 +131,7 @@ def test_a_class_is_shared_out_among_its_holders() -> None:
     assert np.abs(held - np.where(np.arange(4) < 2, 50, np.where(may[:, None], 100, 0))).max() <= 2
 
 
-@pytest.mark.parametrize("name", HELD_ALONE)
+@pytest.mark.parametrize("name", ALONE_PARTITIONS)
 def test_a_class_that_nobody_may_hold(name: str) -> None:
     nobody = np.zeros(2, dtype=bool)
     with pytest.raises(ConfigError, match=r"data.alone_classes: nobody may hold class 1, 3, .* 2 clients"):

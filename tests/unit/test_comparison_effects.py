@@ -188,3 +188,18 @@ def test_what_is_apart_is_fixed_with_the_rest() -> None:
     with pytest.raises(ConfigError, match=r"apart must name one of the variants \(one, two\), got 'three'"):
         load_config(RECIPE, {"compare.apart": ["three"]})
     assert described(cells_of({"r": RECIPE}, {"compare.apart": ["two"]}), 1)["cells"][0]["apart"] == ["two"]
+
+
+def test_what_json_has_no_number_for_is_named(tmp_path: Path) -> None:
+    recipe = {**RECIPE, "planner": {"max_gradient_error": math.inf, "actions": ["recompute", "encode"]}}
+    grid = {"compare.grid": {"planner.max_gradient_error": [0.1, math.inf]}}
+    wanted = described(cells_of({"r": recipe}, grid), 1)
+    store(tmp_path, wanted, running=True)
+
+    def no_number(constant: str) -> float:
+        raise AssertionError(f"{constant} is no JSON")
+
+    stored = json.loads((tmp_path / "comparison.json").read_text(), parse_constant=no_number)
+    assert stored["cells"][1]["variants"]["one"]["planner"]["max_gradient_error"] == "inf"
+    assert "inf" in json.dumps(stored["cells"][1]["settings"])
+    check_place(tmp_path, described(cells_of({"r": recipe}, grid), 1))

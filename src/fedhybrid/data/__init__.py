@@ -23,7 +23,7 @@ from fedhybrid.registry import lookup
 
 __all__ = [
     "DATASETS",
-    "HELD_ALONE",
+    "ALONE_PARTITIONS",
     "HUB_PREFIX",
     "PARTITIONS",
     "Dataset",
@@ -58,7 +58,7 @@ PARTITIONS: dict[str, Callable[[IntArray, PartitionSpec], Shards]] = {
     "shards": label_shards,
 }
 
-HELD_ALONE = ("dirichlet", "natural")  # these can deal classes to some of the clients alone
+ALONE_PARTITIONS = ("dirichlet", "natural")  # these can deal classes to some of the clients alone
 
 
 def find_loader(name: str) -> Callable[[Path | None], Dataset]:

@@ -11,7 +11,7 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from fedhybrid.data import HELD_ALONE, PARTITIONS, find_loader, load_dataset
+from fedhybrid.data import ALONE_PARTITIONS, PARTITIONS, find_loader, load_dataset
 from fedhybrid.errors import ConfigError, FedHybridError
 from fedhybrid.executor import ACTIONS
 from fedhybrid.experiment.config import RunConfig
@@ -202,9 +202,9 @@ def _alone_problems(config: RunConfig) -> list[str]:
     ]
     if data.alone_classes and not data.alone_tiers:
         problems.append("data.alone_classes needs data.alone_tiers: the tiers whose devices hold these classes alone")
-    if data.alone_classes and data.partition not in HELD_ALONE:
+    if data.alone_classes and data.partition not in ALONE_PARTITIONS:
         problems.append(
-            f"data.alone_classes needs data.partition to be one of {', '.join(HELD_ALONE)}, got {data.partition!r}"
+            f"data.alone_classes needs data.partition to be one of {', '.join(ALONE_PARTITIONS)}, got {data.partition!r}"
         )
     return problems
 

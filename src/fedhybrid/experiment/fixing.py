@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -47,18 +48,27 @@ def described(cells: Sequence[Cell], seeds: int) -> dict[str, Any]:
                 "label": cell.label,
                 "folder": cell.folder,
                 "recipe": cell.recipe,
-                "settings": dict(cell.settings),
+                "settings": _json_ready(cell.settings),
                 "seeds": [cell.first_seed + i for i in range(seeds)],
                 "targets": list(cell.targets),
                 "reference": cell.reference,
                 "oracle": cell.oracle,
                 "apart": list(cell.apart),
                 "effects": {name: list(pair) for name, pair in cell.effects.items()},
-                "variants": {label: to_table(config) for label, config in cell.variants.items()},
+                "variants": {label: _json_ready(to_table(config)) for label, config in cell.variants.items()},
             }
             for cell in cells
         ],
     }
+
+
+def _json_ready(value: Any) -> Any:
+    """The same where JSON has it; a number that it has not is its name in TOML ("inf")."""
+    if isinstance(value, Mapping):
+        return {name: _json_ready(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_ready(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_place(folder: Path, wanted: Mapping[str, Any]) -> None:
@@ -144,7 +154,7 @@ def store(folder: Path, wanted: Mapping[str, Any], *, running: bool) -> None:
             "first_seeds": stored.get("first_seeds", stored["seeds"]),
         }
     if content != stored:
-        write_atomically(folder / COMPARISON, json.dumps(content, indent=1) + "\n")
+        write_atomically(folder / COMPARISON, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def _stored(folder: Path) -> dict[str, Any] | None:
