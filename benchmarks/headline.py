@@ -20,19 +20,26 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from showing import RESULTS, claims_table, keep_records, note_name, restore_records, write_note
+from comparing import (
+    RECIPES,
+    SETTINGS,
+    Part,
+    differs_from_recipe,
+    finished_runs,
+    keep_records,
+    parts_of,
+    restore_records,
+    settings_named,
+)
+from showing import RESULTS, claims_table, fleets_table, note_name, write_note
 
+from fedhybrid.errors import ConfigError
 from fedhybrid.experiment import config_toml
-from fedhybrid.records import COMPARISON
 from fedhybrid.report.comparison import Written, write_comparison
 
-RECIPES = Path(__file__).parents[1] / "recipes/headline"
-SETTINGS = ("uci-har", "fashion-mnist", "shakespeare-plays", "shakespeare-characters", "cifar10")
 NOT_REPRODUCED = """## What is not reproduced
 
 FedHybrid's own numbers (K. Tam et al., SenSys 2024, https://arxiv.org/abs/2510.11400: up to 39.1 % more accuracy, up to
@@ -43,53 +50,45 @@ its text leaves open is reconstructed here (docs/methods.md). These cells are an
 PICTURES = ("accuracy", "time-to-target", "participation", "worst-tier")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """One setting with one mixture of its data.
-
-    Attributes:
-        name: Of its folder, and of its records.
-        setting: Of its recipe.
-        words: What `fedhybrid compare` is told beside the recipe.
-    """
-
-    name: str
-    setting: str
-    words: tuple[str, ...] = ()
-
-
 def main() -> int:
     given = _arguments()
+    try:
+        return _made(given)
+    except ConfigError as error:
+        print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
+        return 2
+
+
+def _made(given: argparse.Namespace) -> int:
     recipes = RECIPES / "full" if given.full else RECIPES
-    parts = [part for setting in given.settings for part in _parts(recipes, setting)]
-    failed = [] if given.only_note else [part.name for part in parts if not _compared(given, recipes, part)]
-    with tempfile.TemporaryDirectory() as kept:
-        folders = _folders(given, parts, Path(kept))
+    parts = [part for setting in given.settings for part in parts_of(setting, recipes)]
+    whole = [part.setting for part in parts if part.name != part.setting and (given.out / part.setting).exists()]
+    if whole:
+        raise ConfigError(
+            f"{given.out / whole[0]} holds all mixtures of its data; here each has a folder of its own, such as "
+            f"{parts_of(whole[0], recipes)[0].name}: give another --out"
+        )
+    failed = [] if given.only_note else [part.name for part in parts if not _compared(given, part)]
+    with tempfile.TemporaryDirectory() as unpacked:
+        folders = _folders(given, parts, Path(unpacked))
         if not folders:
-            print(f"nothing of {', '.join(given.settings)} has been run in {given.out}", file=sys.stderr)
+            print(f"there are neither runs in {given.out} nor records of {', '.join(given.settings)}", file=sys.stderr)
             return 1
+        there = [part for part in parts if part.name in folders]
+        changed = [part.name for part in there if differs_from_recipe(part, folders[part.name])]
         written = write_comparison(*folders.values(), out=given.out / "all")
     print(written.page)
     if given.note or given.only_note:
         _keep(given, parts)
-        print(_note(given, recipes, [part for part in parts if part.name in folders], written))
+        print(_note(given, recipes, there, changed, written))
     if failed:
         print(f"runs of {', '.join(failed)} failed; the same command tries them again", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _parts(recipes: Path, setting: str) -> list[Part]:
-    recipe = tomllib.loads((recipes / f"{setting}.toml").read_text(encoding="utf-8"))
-    alphas = recipe["compare"].get("grid", {}).get("data.alpha", [])
-    if not alphas:
-        return [Part(name=setting, setting=setting)]
-    words = "compare.grid.data.alpha=[{0}]"
-    return [Part(name=f"{setting}-alpha-{each}", setting=setting, words=(words.format(each),)) for each in alphas]
-
-
-def _compared(given: argparse.Namespace, recipes: Path, part: Part) -> bool:
+def _compared(given: argparse.Namespace, part: Part) -> bool:
     """Whether all runs of a part are there now; the command names those that are not."""
-    words = [str(recipes / f"{part.setting}.toml"), f"data.root={given.root}", *part.words]
+    words = [str(part.recipe), f"data.root={given.root}", *part.words]
     words += ["--seeds", str(given.seeds), "--out", str(given.out / part.name)]
     words += [] if given.processes is None else ["--processes", str(given.processes)]
     return subprocess.run([sys.executable, "-m", "fedhybrid", "compare", *words], check=False).returncode == 0
@@ -99,27 +98,42 @@ def _records(given: argparse.Namespace, part: Part) -> Path:
     return RESULTS / ("headline-full" if given.full else "headline") / f"{part.name}.tar.xz"
 
 
-def _folders(given: argparse.Namespace, parts: Sequence[Part], kept: Path) -> dict[str, Path]:
-    """Where the runs of each part are: in `--out`, or else unpacked from its records; parts without either are not."""
+def _folders(given: argparse.Namespace, parts: Sequence[Part], unpacked: Path) -> dict[str, Path]:
+    """Where the runs of each part are: in `--out`, or unpacked if more are recorded; a part without either is not."""
     found = {}
     for part in parts:
-        if (given.out / part.name / COMPARISON).is_file():
-            found[part.name] = given.out / part.name
-        elif _records(given, part).is_file():
-            restore_records(_records(given, part), kept / part.name)
-            found[part.name] = kept / part.name
+        own, records = given.out / part.name, _records(given, part)
+        if finished_runs(records) > finished_runs(own):
+            restore_records(records, unpacked / part.name)
+            found[part.name] = unpacked / part.name
+        elif finished_runs(own):
+            found[part.name] = own
     return found
 
 
 def _keep(given: argparse.Namespace, parts: Sequence[Part]) -> None:
-    """Records of what has been run, also of parts of which runs are missing."""
+    """Records of what has been run, also of parts of which runs are missing; never fewer than there were."""
     for part in parts:
-        if (given.out / part.name / COMPARISON).is_file():
-            keep_records(given.out / part.name, _records(given, part))
+        own, records = given.out / part.name, _records(given, part)
+        here, kept = finished_runs(own), finished_runs(records)
+        if here and here >= kept:
+            keep_records(own, records)
+        elif here:
+            print(f"{part.name}: {here} runs are in {own}, {kept} recorded; the records stay", file=sys.stderr)
 
 
-def _note(given: argparse.Namespace, recipes: Path, parts: Sequence[Part], written: Written) -> Path:
-    """The tables and pictures of the page, with the claims before them and the recipes behind."""
+def _note(
+    given: argparse.Namespace, recipes: Path, parts: Sequence[Part], changed: Sequence[str], written: Written
+) -> Path:
+    """The tables and pictures of the page, with the claims before them and the recipes behind.
+
+    Args:
+        given: The arguments.
+        recipes: Their folder.
+        parts: Those that the page has.
+        changed: Names of parts that were run with other settings than their recipes have now.
+        written: The page.
+    """
     numbers = json.loads((written.page.parent / "table.json").read_text(encoding="utf-8"))
     theme = "headline-full" if given.full else "headline"
     shown = "<details><summary>{0}.toml, complete</summary>\n\n```toml\n{1}```\n\n</details>"
@@ -130,7 +144,8 @@ def _note(given: argparse.Namespace, recipes: Path, parts: Sequence[Part], writt
     words += [] if settings == list(SETTINGS) else [f"--settings {','.join(settings)}"]
     words += [f"--seeds {max(len(cell['seeds']) for cell in numbers['cells'])}", "--note"]
     names = [part.name for part in parts]
-    absent = [part.name for each in SETTINGS for part in _parts(recipes, each) if part.name not in names]
+    absent = [part.name for each in SETTINGS for part in parts_of(each, recipes) if part.name not in names]
+    beware = [f"**Run with other settings than the recipe below has now: {', '.join(changed)}.**\n"] if changed else []
     note = write_note(
         note_name(theme, given.hardware),
         title="The headline comparison" + (" at full scale" if given.full else ""),
@@ -142,7 +157,14 @@ def _note(given: argparse.Namespace, recipes: Path, parts: Sequence[Part], writt
             "made by": ", ".join(f"{name} {each}" for name, each in numbers["versions"].items()),
         },
         body="\n".join(
-            [claims_table(numbers, absent=absent), written.text.read_text(encoding="utf-8"), NOT_REPRODUCED, *configs]
+            [
+                *beware,
+                claims_table(numbers, absent=absent),
+                fleets_table(numbers),
+                written.text.read_text(encoding="utf-8"),
+                NOT_REPRODUCED,
+                *configs,
+            ]
         ),
     )
     for name in PICTURES:
@@ -159,23 +181,18 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, help="folder of the data sets")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs; what is there is not run again")
-    parser.add_argument(
-        "--settings", type=lambda text: text.split(","), default=list(SETTINGS), help=f"of {', '.join(SETTINGS)}"
-    )
+    parser.add_argument("--settings", type=settings_named, default=list(SETTINGS), help=f"of {', '.join(SETTINGS)}")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--full", action="store_true", help="the recipes in full/")
     parser.add_argument(
         "--processes", type=int, default=None, help="runs at a time; as many as processors, if not given"
     )
-    parser.add_argument("--note", action="store_true", help="write a note to benchmarks/results/")
+    parser.add_argument("--note", action="store_true", help="write a note to benchmarks/results/, and keep the records")
     parser.add_argument("--only-note", action="store_true", help="the same, without running anything")
     parser.add_argument("--hardware", default="epyc-2core", help="names the machine in the note's file")
     given = parser.parse_args()
     if given.root is None and not given.only_note:
         parser.error("--root is needed: the folder of the data sets")
-    if strange := [each for each in given.settings if each not in SETTINGS]:
-        parser.error(f"--settings has {', '.join(strange)}; there are {', '.join(SETTINGS)}")
-    given.settings = [each for each in SETTINGS if each in given.settings]
     return given
 
 

@@ -1,8 +1,8 @@
 """How benchmarks show what they found: tables in markdown, pictures, and notes that say where the numbers are from."""
 
-from showing.archive import keep_records, restore_records
 from showing.claims import claims_table
 from showing.curves import draw_curves
+from showing.fleets import fleets_table
 from showing.methods import draw_methods, methods_table
 from showing.note import RESULTS, machine, note_name, write_note
 from showing.overhead import overhead_table
@@ -18,13 +18,12 @@ __all__ = [
     "draw_memory",
     "draw_methods",
     "exactness_table",
-    "keep_records",
+    "fleets_table",
     "machine",
     "memory_table",
     "methods_table",
     "note_name",
     "overhead_table",
-    "restore_records",
     "training_table",
     "write_note",
 ]

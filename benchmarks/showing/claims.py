@@ -38,7 +38,7 @@ def claims_table(numbers: Mapping[str, Any], *, absent: Sequence[str] = ()) -> s
 
     Args:
         numbers: Of all settings that were run.
-        absent: Settings of the headline comparison that `numbers` does not have.
+        absent: Parts of the headline comparison that `numbers` does not have.
     """
     cells = {cell["label"]: cell for cell in numbers["cells"]}
     missing = numbers["missing_runs"]

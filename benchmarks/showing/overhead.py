@@ -8,47 +8,82 @@ from typing import Any
 
 __all__ = ["overhead_table"]
 
-HOW = {
+Row = Mapping[str, Any]
+_HOW = {
     "device_overhead_ratio": "for its device",
     "priced_overhead_ratio": "priced here",
     "measured_overhead_ratio": "measured",
 }
+_LEGEND = """Overheads are of the seconds of the same program without a decision (not of eager PyTorch). For its device:
+by the profile of the tier's device, as in virtual time. Priced here: by this machine's own times of each operator and
+codec alone, before anything ran. Measured: median of the turns, each beside the plain program's of the same turn (in
+brackets the quartiles). Smallest: the solver that was asked for finds no plan, so devices have our own of the smallest
+peak; such rows tell nothing of that solver."""
 
 
-def overhead_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def overhead_table(rows: Sequence[Row], kinds: Sequence[str]) -> str:
     """One line a setting and tier, with the overheads of each kind of plan; means and how they compare below.
 
     Args:
-        rows: One for each setting, tier and kind of plan; two kinds, of which the first is compared with the second.
+        rows: One for each setting, tier and kind of plan; without overheads where no plan fits.
+        kinds: Two, of which the first is compared with the second.
     """
-    kinds = list(dict.fromkeys(row["plans"] for row in rows))
-    places: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    places: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
         places.setdefault((row["setting"], row["tier"]), {})[row["plans"]] = row
-    head = ["setting", "tier", *(f"{kind}: {words}" for kind in kinds for words in HOW.values())]
-    lines = [f"| {' | '.join(head)} |", f"| --- | --- |{' ---: |' * (len(head) - 2)}"]
+    head = ["setting", "tier", "plain step"]
+    head += [f"{kind}: {words}" for kind in kinds for words in ("solver", *_HOW.values())]
+    lines = [f"| {' | '.join(head)} |", f"| --- | --- | ---: |{' --- | ---: | ---: | ---: |' * len(kinds)}"]
+    whole, compared = [], []
     for place, found in places.items():
-        cells = [f"{found[kind][name]:+.1%}" if kind in found else "no plan" for kind in kinds for name in HOW]
+        if all(row.get("decisions", [None])[0] == [] for row in found.values()):
+            whole.append(" ".join(place))
+            continue
+        plain_s = [row["plain_step_s"] for row in found.values() if "plain_step_s" in row]
+        cells = [
+            f"{1e3 * plain_s[0]:.1f} ms" if plain_s else "",
+            *(each for kind in kinds for each in _cells(found[kind])),
+        ]
         lines.append(f"| {' | '.join([*place, *cells])} |")
-    both = [found for found in places.values() if len(found) == len(kinds)]
-    if both:
-        means = {(kind, name): fmean(found[kind][name] for found in both) for kind in kinds for name in HOW}
-        cells = [f"{means[kind, name]:+.1%}" for kind in kinds for name in HOW]
-        lines.append(f"| mean of {len(both)} with both | | {' | '.join(cells)} |")
-        lines += ["", _compared(kinds, means, both)]
-    exact = sum(row["peak_bytes"] == row["measured_peak_bytes"] for row in rows)
-    over = sum(row["measured_peak_bytes"] > row["budget_bytes"] for row in rows)
-    lines.append(f"\nMeasured peaks: {exact} of {len(rows)} are the planned ones to the byte, {over} above the budget.")
-    return "\n".join(lines)
+        if all("solver" in row for row in found.values()):
+            compared.append(found)
+    own = [found for found in compared if all(row["own"] for row in found.values())]
+    parts = ["\n".join(lines), _LEGEND]
+    parts += [_means(kinds, compared, "with both")] if compared else []
+    parts += [_means(kinds, own, "in which both solvers found a plan of their own")] if own else []
+    parts += [_lower(kinds, own)] if own else []
+    parts += [f"The whole program fits, and nothing is decided: {', '.join(whole)}."] if whole else []
+    return "\n\n".join([*parts, _peaks(rows)])
 
 
-def _compared(
-    kinds: Sequence[str], means: Mapping[tuple[str, str], float], both: Sequence[Mapping[str, Mapping[str, Any]]]
-) -> str:
+def _cells(row: Row) -> list[str]:
+    if "solver" not in row:
+        return ["no plan", "", "", ""]
+    low, high = row["measured_quartile_ratios"]
+    shown = [f"{row[name]:+.1%}" for name in _HOW]
+    return [row["solver"] if row["own"] else "smallest", *shown[:-1], f"{shown[-1]} ({low:+.1%} to {high:+.1%})"]
+
+
+def _means(kinds: Sequence[str], places: Sequence[Mapping[str, Row]], words: str) -> str:
+    """A table of mean overheads."""
+    lines = [f"| mean of {len(places)} {words} | {' | '.join(_HOW.values())} |", "| --- | ---: | ---: | ---: |"]
+    means = {kind: [fmean(found[kind][name] for found in places) for name in _HOW] for kind in kinds}
+    lines += [f"| {kind} | {' | '.join(f'{each:+.1%}' for each in means[kind])} |" for kind in kinds]
     one, other = kinds
-    factors = [f"{means[one, name] / means[other, name]:.2f} ({words})" for name, words in HOW.items()]
-    measured = "measured_overhead_ratio"
-    lower = sum(found[other][measured] < found[one][measured] for found in both)
-    return (
-        f"Mean overhead, {one} / {other}: {', '.join(factors)}. Measured, {other} is lower in {lower} of {len(both)}."
-    )
+    factors = [f"{a / b:.2f}" if a > 0 < b else "" for a, b in zip(means[one], means[other], strict=True)]
+    return "\n".join([*lines, f"| {one} / {other} | {' | '.join(factors)} |"])
+
+
+def _lower(kinds: Sequence[str], places: Sequence[Mapping[str, Row]]) -> str:
+    one, other = kinds
+    differing = [found for found in places if found[one]["decisions"][0] != found[other]["decisions"][0]]
+    lower = sum(found[other]["measured_overhead_ratio"] < found[one]["measured_overhead_ratio"] for found in differing)
+    words = f"Measured, {other} is lower in {lower} of the {len(differing)} in which their decisions differ"
+    return f"{words}; in {len(places) - len(differing)} they are the same."
+
+
+def _peaks(rows: Sequence[Row]) -> str:
+    run = [row for row in rows if "solver" in row]
+    exact = sum(row["peak_bytes"] == row["measured_peak_bytes"] for row in run)
+    over = sum(row["measured_peak_bytes"] > row["budget_bytes"] for row in run)
+    return f"Measured peaks: {exact} of {len(run)} are the planned ones to the byte, {over} above the budget."

@@ -203,3 +203,6 @@ def test_what_json_has_no_number_for_is_named(tmp_path: Path) -> None:
     assert stored["cells"][1]["variants"]["one"]["planner"]["max_gradient_error"] == "inf"
     assert "inf" in json.dumps(stored["cells"][1]["settings"])
     check_place(tmp_path, described(cells_of({"r": recipe}, grid), 1))
+    old = (tmp_path / "comparison.json").read_text().replace('"inf"', "Infinity")
+    (tmp_path / "comparison.json").write_text(old)
+    check_place(tmp_path, described(cells_of({"r": recipe}, grid), 2))

@@ -15,7 +15,9 @@ import pytest
 from tests.unit.comparison_parts import describe, place, write_curve
 
 from fedhybrid.experiment import load_config
+from fedhybrid.experiment.cells import cells_of
 from fedhybrid.experiment.check import to_table, variants_of
+from fedhybrid.experiment.fixing import described, store
 from fedhybrid.report.comparison import write_comparison
 from fedhybrid.report.comparison.figures import DRAWINGS
 
@@ -29,7 +31,7 @@ CURVES = {
     "fedhybrid-paper": ([(2.0, 0.6), (3.0, 0.8)], [(2.0, 0.6), (3.0, 0.9)]),
     "fedhybrid-plus": ([(0.8, 0.6), (1.6, 0.9)], [(0.8, 0.6), (1.6, 0.88)]),
 }
-Benchmark = Callable[[Path], tuple[str, dict[str, Any]]]  # a folder of runs: its note, and the numbers behind
+Benchmark = Callable[..., tuple[str, dict[str, Any]]]  # of a folder of runs, its note and the numbers behind
 
 
 @pytest.fixture(autouse=True)
@@ -39,18 +41,22 @@ def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compared(
-    folder: Path, *, without: Sequence[tuple[str, int, str]] = (), curves: Mapping[str, Any] = CURVES
+    folder: Path,
+    *,
+    without: Sequence[tuple[str, int, str]] = (),
+    curves: Mapping[str, Any] = CURVES,
+    cells: Sequence[str] = CELLS,
 ) -> dict[str, Any]:
-    """table.json of both cells with three seeds; `without` are runs that are not finished."""
+    """table.json of cells with three seeds; `without` are runs that are not finished."""
     describe(
         folder,
-        {cell: [*curves] for cell in CELLS},
+        {cell: [*curves] for cell in cells},
         seeds=[1, 2, 3],
         targets=[0.5],
         reference="random-exclusion",
         oracle="oracle",
     )
-    for i, cell in enumerate(CELLS):
+    for i, cell in enumerate(cells):
         for variant, each in curves.items():
             for seed in (1, 2, 3):
                 if (cell, seed, variant) not in without:
@@ -164,10 +170,14 @@ def headline(*words: str) -> subprocess.CompletedProcess[str]:
 def test_wrong_words_and_empty_folders_are_named(tmp_path: Path) -> None:
     strange = headline("--out", str(tmp_path), "--only-note", "--settings", "uci-har,mnist")
     assert strange.returncode == 2
-    assert "--settings has mnist; there are uci-har, fashion-mnist" in strange.stderr
-    empty = headline("--out", str(tmp_path), "--only-note", "--settings", "uci-har", "--full")  # has no records yet
-    assert empty.returncode == 1
-    assert empty.stderr.strip() == f"nothing of uci-har has been run in {tmp_path}"
+    assert "--settings: mnist is none of uci-har, fashion-mnist" in strange.stderr
+    (tmp_path / "cifar10").mkdir()
+    whole = headline("--out", str(tmp_path), "--only-note", "--settings", "cifar10")
+    assert whole.returncode == 2
+    assert whole.stderr.startswith(
+        f"error: {tmp_path / 'cifar10'} holds all mixtures of its data; here each has a folder"
+    )
+    assert "such as cifar10-alpha-0.1: give another --out" in whole.stderr
 
 
 @pytest.fixture
@@ -180,9 +190,11 @@ def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Benchmark:
     for module in (headline, note):
         monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
 
-    def written(out: Path) -> tuple[str, dict[str, Any]]:
+    def written(out: Path, code: int = 0) -> tuple[str, dict[str, Any]]:
         monkeypatch.setattr(sys, "argv", ["headline.py", "--out", str(out), "--only-note"])
-        assert headline.main() == 0
+        assert headline.main() == code
+        if code:
+            return "", {}
         (path,) = (tmp_path / "results").glob("headline_epyc-2core_*.md")
         numbers: dict[str, Any] = json.loads((out / "all/table.json").read_text(encoding="utf-8"))
         return path.read_text(encoding="utf-8"), numbers
@@ -222,3 +234,71 @@ def test_the_page_is_made_again_from_records_alone(tmp_path: Path, benchmark: Be
             assert content is not None
             assert str(tmp_path) not in content.read().decode()
             assert Path(entry.name).suffix in {".json", ".jsonl", ".toml"}
+
+
+def test_nothing_there_is_one_line(tmp_path: Path, benchmark: Benchmark, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark(tmp_path / "none", 1)
+    assert f"there are neither runs in {tmp_path / 'none'} nor records of uci-har, fashion" in capsys.readouterr().err
+
+
+def test_more_runs_are_never_replaced_by_fewer(
+    tmp_path: Path, benchmark: Benchmark, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compared(tmp_path / "runs/uci-har")
+    whole = benchmark(tmp_path / "runs")
+    (records,) = (tmp_path / "results").rglob("*.tar.xz")
+    kept = records.read_bytes()
+    compared(tmp_path / "begun/uci-har", without=[(CELLS[0], 3, "oracle")])
+    assert benchmark(tmp_path / "begun") == whole
+    assert "uci-har: 23 runs are in" in capsys.readouterr().err
+    assert records.read_bytes() == kept
+    records.write_bytes(kept[: len(kept) // 2])
+    benchmark(tmp_path / "runs", 2)
+    assert f"error: {records} is damaged (" in capsys.readouterr().err
+
+
+def test_parts_may_come_from_runs_and_from_records(tmp_path: Path, benchmark: Benchmark) -> None:
+    compared(tmp_path / "one/uci-har")
+    benchmark(tmp_path / "one")
+    other = compared(tmp_path / "two/shakespeare-characters", cells=["shakespeare-characters"])
+    text, numbers = benchmark(tmp_path / "two")
+    assert [cell["label"] for cell in numbers["cells"]] == [*CELLS, "shakespeare-characters"]
+    assert numbers["cells"][2] == other["cells"][0]
+    assert "- parts: uci-har, shakespeare-characters\n" in text
+    assert "**Run with other settings than the recipe below has now: uci-har, shakespeare-characters.**" in text
+    assert len(list((tmp_path / "results").rglob("*.tar.xz"))) == 2
+
+
+def test_parts_are_those_of_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
+    from comparing import RECIPES, SETTINGS, differs_from_recipe, parts_of  # noqa: PLC0415
+
+    names = [part.name for setting in SETTINGS for part in parts_of(setting)]
+    assert names == [part.name for setting in SETTINGS for part in parts_of(setting, RECIPES / "full")]
+    assert names.count("uci-har") == names.count("cifar10-alpha-0.1") == names.count("cifar10-alpha-0.5") == 1
+    (har,) = parts_of("uci-har")
+    sparse, dense = parts_of("fashion-mnist")
+    assert (sparse.words, dense.words) == (["compare.grid.data.alpha=[0.1]"], ["compare.grid.data.alpha=[0.5]"])
+    for part, changes in ((har, {}), (sparse, {"data.root": "elsewhere"}), (sparse, {"train.lr": 0.05})):
+        folder = tmp_path / f"{part.name}-{len(changes)}-{'train.lr' in changes}"
+        folder.mkdir()
+        store(folder, described(cells_of({part.setting: part.recipe}, {**part.overrides, **changes}), 3), running=True)
+        assert differs_from_recipe(part, folder) is ("train.lr" in changes)
+    assert differs_from_recipe(dense, folder)
+
+
+def test_fleets_stand_apart_and_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
+    from showing import fleets_table  # noqa: PLC0415 - the folder is on the path only here
+
+    lines = fleets_table(compared(tmp_path)).splitlines()
+    assert lines[0].startswith(
+        "| variant | memory tied to speed, 1 cells | memory tied to data, 1 cells | all 2 cells |"
+    )
+    rows = {cells[0]: cells[1:] for line in lines[2:] if (cells := line.strip("| ").split(" | "))}
+    assert "oracle" not in rows, "it has no place"
+    # Against exclusion +10 and +58 points; from the oracle -0.5 points in both; the targets are reached at 0.8 s, the
+    # oracle's at 1 s.
+    assert rows["fedhybrid-plus"][:3] == ["+10.0", "+58.0", "+34.0 (+10.0 to +58.0)"]
+    assert rows["fedhybrid-plus"][3:] == ["-0.5 (-0.5 to -0.5)", "0.80\u00d7 (0.80\u00d7 to 0.80\u00d7)", "1.50"]
+    assert rows["random-exclusion"][4] == "0.50\u00d7; 3 of 6 missed"

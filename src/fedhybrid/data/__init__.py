@@ -22,8 +22,8 @@ from fedhybrid.records import IntArray
 from fedhybrid.registry import lookup
 
 __all__ = [
-    "DATASETS",
     "ALONE_PARTITIONS",
+    "DATASETS",
     "HUB_PREFIX",
     "PARTITIONS",
     "Dataset",

@@ -204,7 +204,8 @@ def _alone_problems(config: RunConfig) -> list[str]:
         problems.append("data.alone_classes needs data.alone_tiers: the tiers whose devices hold these classes alone")
     if data.alone_classes and data.partition not in ALONE_PARTITIONS:
         problems.append(
-            f"data.alone_classes needs data.partition to be one of {', '.join(ALONE_PARTITIONS)}, got {data.partition!r}"
+            f"data.alone_classes needs data.partition to be one of {', '.join(ALONE_PARTITIONS)}, got "
+            f"{data.partition!r}"
         )
     return problems
 

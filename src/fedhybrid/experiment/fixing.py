@@ -21,7 +21,7 @@ from fedhybrid.experiment.cells import Cell
 from fedhybrid.experiment.check import to_table
 from fedhybrid.records import COMPARISON
 
-__all__ = ["check_place", "check_versions", "described", "store"]
+__all__ = ["check_place", "check_versions", "described", "json_ready", "store"]
 
 _FORM = 1
 _CODE = "code"  # of the versions
@@ -48,26 +48,26 @@ def described(cells: Sequence[Cell], seeds: int) -> dict[str, Any]:
                 "label": cell.label,
                 "folder": cell.folder,
                 "recipe": cell.recipe,
-                "settings": _json_ready(cell.settings),
+                "settings": json_ready(cell.settings),
                 "seeds": [cell.first_seed + i for i in range(seeds)],
                 "targets": list(cell.targets),
                 "reference": cell.reference,
                 "oracle": cell.oracle,
                 "apart": list(cell.apart),
                 "effects": {name: list(pair) for name, pair in cell.effects.items()},
-                "variants": {label: _json_ready(to_table(config)) for label, config in cell.variants.items()},
+                "variants": {label: json_ready(to_table(config)) for label, config in cell.variants.items()},
             }
             for cell in cells
         ],
     }
 
 
-def _json_ready(value: Any) -> Any:
+def json_ready(value: Any) -> Any:
     """The same where JSON has it; a number that it has not is its name in TOML ("inf")."""
     if isinstance(value, Mapping):
-        return {name: _json_ready(each) for name, each in value.items()}
+        return {name: json_ready(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_json_ready(each) for each in value]
+        return [json_ready(each) for each in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -169,7 +169,7 @@ def _stored(folder: Path) -> dict[str, Any] | None:
         raise ConfigError(f"{path} cannot be read: {error}; give another --out") from error
     if not isinstance(read, dict) or read.get("form") != _FORM:
         raise ConfigError(f"{path} is not what this version of fedhybrid writes; give another --out")
-    return read
+    return dict(json_ready(read))  # of a comparison that was begun when "Infinity" was still written
 
 
 def _is_left_over(path: Path) -> bool:
