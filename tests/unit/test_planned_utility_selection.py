@@ -62,11 +62,14 @@ def play(policy: PlannedUtility, *, rounds: int = 300, count: int = 10, failing:
     )
 
 
+SETTLED: dict[str, Any] = {"speed_half_life_rounds": 1.0}  # after three rounds the floor is whole
+
+
 class TestWorld:
     def test_every_tier_has_its_floor_and_fast_informative_clients_are_preferred(self) -> None:
-        played = play(PlannedUtility(floor_ratio=0.5))
-        assert played.completed.min() >= 0.49
-        assert played.worst_windows.min() >= 0.35  # any 60 rounds, less what is being saved up for a burst
+        played = play(PlannedUtility(floor_ratio=0.5, **SETTLED))
+        assert played.completed.min() >= 0.48
+        assert played.worst_windows.min() >= 0.3  # any 60 rounds, less what is being saved up for a burst
         assert played.completed[0] > 1.2
         assert played.informative_ratio > 0.38  # of 0.3
 
@@ -74,7 +77,7 @@ class TestWorld:
         assert play(PlannedUtility(floor_ratio=0.0)).worst_windows.min() < 0.25
 
     def test_a_full_floor_is_participation_in_proportion(self) -> None:
-        assert play(PlannedUtility(floor_ratio=1.0)).completed == pytest.approx(np.ones(4), abs=0.1)
+        assert play(PlannedUtility(floor_ratio=1.0, **SETTLED)).completed == pytest.approx(np.ones(4), abs=0.1)
 
     def test_places_paid_together_make_rounds_shorter_at_the_same_participation(self) -> None:
         together, singly = play(PlannedUtility()), play(PlannedUtility(floor_burst_ratio=0.0))
@@ -86,8 +89,8 @@ class TestWorld:
         assert play(PlannedUtility()).longest_s < 0.6 * heedless.longest_s
 
     def test_failed_places_are_owed_again_but_not_for_ever(self) -> None:
-        assert play(PlannedUtility(floor_ratio=0.5), failing=0.3).completed[3] >= 0.49
-        hopeless = play(PlannedUtility(floor_ratio=0.5), failing=1.0)
+        assert play(PlannedUtility(floor_ratio=0.5, **SETTLED), failing=0.3).completed[3] >= 0.48
+        hopeless = play(PlannedUtility(floor_ratio=0.5, **SETTLED), failing=1.0)
         assert hopeless.completed[3] == 0
         assert hopeless.asked[3] <= 1.05
 
@@ -162,7 +165,7 @@ def test_a_round_is_long_where_slow_clients_teach_enough(slow_loss: float, long:
 
 
 def test_a_long_round_of_the_floor_is_open_to_all() -> None:
-    policy = PlannedUtility(floor_ratio=1.0, floor_burst_ratio=0.0)
+    policy = PlannedUtility(floor_ratio=1.0, floor_burst_ratio=0.0, speed_penalty_least=1.0)
     found = candidates(20, tier=np.repeat([0, 1], 10), round_s=np.repeat([10.0, 30.0], 10))
     state = policy.init() | {"owed": [-3.0, 0.0], "lost": [0.0, 0.0]}
     shares = drawn(policy, found, 6, state, draws=300)
@@ -183,6 +186,23 @@ def test_time_counts_less_from_round_to_round() -> None:
     assert slow_ones(20) > 100, "a sixteenth of the exponent is left"
 
 
+def test_the_floor_grows_as_time_counts_less() -> None:
+    policy = PlannedUtility(floor_ratio=1.0, floor_burst_ratio=0.0)
+    found = candidates(20, tier=np.repeat([0, 1], 10), round_s=np.repeat([10.0, 30.0], 10))
+    learnt, slow = policy.observe(all_tried([1.0] * 20), policy.init()), []
+    state = learnt
+    for round_index in range(100):
+        cohort, state = policy.select(found, 4, state, round_index=round_index, seed=round_index)
+        state = policy.observe([outcome(int(c), 1.0, round_index=round_index) for c in cohort], state)
+        slow.append(int((cohort >= 10).sum()))
+    assert sum(slow[:4]) == 0, "all teach the same, and the first rounds are fast ones"
+    assert 0 < sum(slow[4:24]) < sum(slow[24:44])
+    assert sum(slow[-20:]) >= 38, "two of four places, when time counts least"
+    unmoved = PlannedUtility(floor_ratio=1.0, floor_burst_ratio=0.0, speed_penalty_least=1.0)
+    cohort, _ = unmoved.select(found, 4, learnt, round_index=0, seed=0)
+    assert (cohort >= 10).sum() == 2, "where the exponent is always the same, so is the floor"
+
+
 def test_of_many_different_times_some_lengths_are_tried() -> None:
     rng = np.random.default_rng(0)
     found = candidates(5000, round_s=rng.uniform(1.0, 100.0, 5000))
@@ -192,7 +212,7 @@ def test_of_many_different_times_some_lengths_are_tried() -> None:
 
 
 def test_places_of_the_floor_go_to_those_who_took_part_least() -> None:
-    policy = PlannedUtility(floor_ratio=1.0, floor_burst_ratio=0.0)
+    policy = PlannedUtility(floor_ratio=1.0, floor_burst_ratio=0.0, speed_penalty_least=1.0)
     state = policy.observe([outcome(c, 100.0) for c in (0, 1, 2, 0, 1, 0)], policy.init())
     cohort, _ = policy.select(candidates(3), 1, state, round_index=3, seed=0)
     assert cohort.tolist() == [2]

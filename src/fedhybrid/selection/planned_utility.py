@@ -17,7 +17,8 @@ Why:
 - Drawn, not the best: the clients with the highest losses are often those with the oddest data, and a cohort of them
   alone pulls the model away from everybody else.
 - Speed and data are often linked: slow devices may hold classes that nobody else has, and nobody knows before they were
-  heard. So each tier is owed `floor_ratio` of its share of places (`selection/floor.py`), paid several at a time.
+  heard. So each tier is owed `floor_ratio` of its share of places (`selection/floor.py`), paid several at a time. It is
+  owed less while time counts more, in the first round nothing: what any data would teach is learnt from the fast ones.
 - A place of the floor goes to the tier's clients that took part least, so that it moves through all of them.
 - A task that fails brings nothing: the utility is multiplied by (completed + 1) / (times + 1), which is 1 before a
   client has failed. A client that was never tried is taken to teach as much as the best of those that were; one that
@@ -59,8 +60,8 @@ class PlannedUtility:
         speed_half_life_rounds: After so many rounds it is half of what it was.
         size_power: The exponent on a client's number of samples; 1 is Oort's utility. FedAvg weighs updates by samples
             already.
-        floor_ratio: Share of places that a tier is owed, of its share of the fit clients; 0 is no floor, 1 is
-            participation in proportion.
+        floor_ratio: Share of places that a tier is owed, of its share of the fit clients, when the exponent is at its
+            least, and less before; 0 is no floor, 1 is participation in proportion.
         floor_burst_ratio: A tier is paid when it is owed this share of a cohort; 0 is as soon as possible.
         floor_window_rounds: A tier that is owed places waits no longer for some; what is older is forgotten.
         clip_percentile: Losses and utilities above this percentile of the tried clients' count as it.
@@ -69,9 +70,9 @@ class PlannedUtility:
     bonus: float = 0.1
     speed_penalty: float = 1.0
     speed_penalty_least: float = 0.2
-    speed_half_life_rounds: float = 12.0
+    speed_half_life_rounds: float = 24.0
     size_power: float = 1.0
-    floor_ratio: float = 0.7
+    floor_ratio: float = 0.6
     floor_burst_ratio: float = 0.5
     floor_window_rounds: int = 20
     clip_percentile: float = 95.0
@@ -115,20 +116,21 @@ class PlannedUtility:
             return client[:0], state
         arms = lookup_arms(client, state)
         utility = self.utilities(arms, candidates.num_samples[fit], round_index)
-        places, state = self._floor.places(state, tier, round_s, count)
+        penalty = max(self.speed_penalty_least, self.speed_penalty * 0.5 ** (round_index / self.speed_half_life_rounds))
+        floor = self._floor(penalty)
+        places, state = floor.places(state, tier, round_s, count)
         free, times = np.ones(len(fit), dtype=bool), arms.times
         for owed in np.flatnonzero(places):
             free[_least_heard(np.flatnonzero(tier == owed), times, places[owed], rng)] = False
         heard, left = np.flatnonzero(~free), count - int((~free).sum())
-        penalty = max(self.speed_penalty_least, self.speed_penalty * 0.5 ** (round_index / self.speed_half_life_rounds))
         longest_s = _length_s(utility, round_s, free, left, penalty) if left else 0.0
         near = np.flatnonzero(free & (round_s <= longest_s))
         rows = np.sort(np.concatenate([heard, pick_weighted(near, utility[near], left, rng)]))
-        return client[rows], self._floor.chosen(state, client[rows], tier[rows])
+        return client[rows], floor.chosen(state, client[rows], tier[rows])
 
     def observe(self, outcomes: Sequence[Outcome], state: PolicyState) -> PolicyState:
         """Remembers losses, participations and failures."""
-        return self._floor.observed(updated_arms(outcomes, state), outcomes)
+        return self._floor(self.speed_penalty_least).observed(updated_arms(outcomes, state), outcomes)
 
     def utilities(self, arms: Arms, num_samples: IntArray, round_index: int) -> FloatArray:
         """What each client is expected to teach: in units of the best tried ones, plus bonus, times its success."""
@@ -143,10 +145,14 @@ class PlannedUtility:
         utility: FloatArray = (stat + count_bonus(self.bonus, arms.times, round_index)) * success
         return utility
 
-    @property
-    def _floor(self) -> ParticipationFloor:
+    def _floor(self, penalty: float) -> ParticipationFloor:
+        """The floor while time counts so much."""
+        span = self.speed_penalty - self.speed_penalty_least
+        grown_ratio = (self.speed_penalty - penalty) / span if span > 0 else 1.0
         return ParticipationFloor(
-            floor_ratio=self.floor_ratio, burst_ratio=self.floor_burst_ratio, window_rounds=self.floor_window_rounds
+            floor_ratio=self.floor_ratio * grown_ratio,
+            burst_ratio=self.floor_burst_ratio,
+            window_rounds=self.floor_window_rounds,
         )
 
 
