@@ -74,12 +74,12 @@ def _made(given: argparse.Namespace) -> int:
         if not folders:
             print(f"there are neither runs in {given.out} nor records of {', '.join(given.settings)}", file=sys.stderr)
             return 1
+        written = write_comparison(*folders.values(), out=given.out / "all")
         there = [part for part in parts if part.name in folders]
         changed = [part.name for part in there if differs_from_recipe(part, folders[part.name])]
-        written = write_comparison(*folders.values(), out=given.out / "all")
     print(written.page)
     if given.note or given.only_note:
-        _keep(given, parts)
+        _keep(given, there, changed)
         print(_note(given, recipes, there, changed, written))
     if failed:
         print(f"runs of {', '.join(failed)} failed; the same command tries them again", file=sys.stderr)
@@ -99,27 +99,30 @@ def _records(given: argparse.Namespace, part: Part) -> Path:
 
 
 def _folders(given: argparse.Namespace, parts: Sequence[Part], unpacked: Path) -> dict[str, Path]:
-    """Where the runs of each part are: in `--out`, or unpacked if more are recorded; a part without either is not."""
+    """Where the runs of each part are: in `--out`, or unpacked from the records; a part without either is left out."""
     found = {}
     for part in parts:
         own, records = given.out / part.name, _records(given, part)
-        if finished_runs(records) > finished_runs(own):
+        if here := finished_runs(own):
+            found[part.name] = own
+            print(f"{part.name}: {here} runs in {own}", file=sys.stderr)
+        elif kept := finished_runs(records):
             restore_records(records, unpacked / part.name)
             found[part.name] = unpacked / part.name
-        elif finished_runs(own):
-            found[part.name] = own
+            print(f"{part.name}: {kept} runs from {records}", file=sys.stderr)
     return found
 
 
-def _keep(given: argparse.Namespace, parts: Sequence[Part]) -> None:
-    """Records of what has been run, also of parts of which runs are missing; never fewer than there were."""
+def _keep(given: argparse.Namespace, parts: Sequence[Part], changed: Sequence[str]) -> None:
+    """Records of what has been run, also where runs are missing; never fewer than there were, nor of other settings."""
     for part in parts:
         own, records = given.out / part.name, _records(given, part)
         here, kept = finished_runs(own), finished_runs(records)
-        if here and here >= kept:
-            keep_records(own, records)
+        if here and kept and (here < kept or part.name in changed):
+            why = "of other settings than the recipe's" if part.name in changed else f"fewer than the {kept} recorded"
+            print(f"{part.name}: {here} runs, {why}; the records stay as they are", file=sys.stderr)
         elif here:
-            print(f"{part.name}: {here} runs are in {own}, {kept} recorded; the records stay", file=sys.stderr)
+            keep_records(own, records)
 
 
 def _note(

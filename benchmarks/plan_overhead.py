@@ -5,7 +5,7 @@
 
 Virtual time takes a plan's seconds from the device profile that it was made for, so in a comparison nothing can
 contradict them. Here the same plans run: for each setting and tier those of `paper-plans` and of `plus-plans`, beside
-the same program without a decision, in one process and one thread. They take turns, each turn in another order; a turn
+the same program without a decision, in one process and one thread. They take turns in all orders; a turn
 is a task as in the runs: codecs begin anew, then as many steps as a client makes. `--root` is the folder that holds the
 data sets.
 """
@@ -13,6 +13,7 @@ data sets.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -28,7 +29,7 @@ from showing import machine, note_name, overhead_table, write_note
 
 from fedhybrid.engine import Federation, PlanBook
 from fedhybrid.engine.runtime import classification_loss, one_thread
-from fedhybrid.errors import ConfigError
+from fedhybrid.errors import ConfigError, FedHybridError
 from fedhybrid.executor import PreparedStep, TrainStep, prepare_step
 from fedhybrid.experiment import build_federation
 from fedhybrid.experiment.build import Datasets
@@ -113,21 +114,21 @@ def measure(prepared: PreparedStep, plans: Mapping[str, Plan], *, steps: int, tu
         turns: That are timed; one more warms up.
 
     Raises:
-        ConfigError: A loss is not finite: what comes after would be no usual step.
+        FedHybridError: A loss is not finite: what comes after would be no usual step.
     """
     runs = {PLAIN: TrainStep(prepared, prepared.keep_all())}
     runs |= {kind: TrainStep(prepared, plan) for kind, plan in plans.items()}
     seconds: dict[str, list[float]] = {kind: [] for kind in runs}
-    order = list(runs)
+    orders = list(itertools.permutations(runs))
     with runs[PLAIN].preserved():
         for turn in range(turns + 1):
-            for kind in order[turn % len(order) :] + order[: turn % len(order)]:
+            for kind in orders[turn % len(orders)]:
                 runs[kind].reset_codecs(turn)
                 start_s = time.perf_counter()
                 losses = [runs[kind].run_example() for _ in range(steps)]
                 seconds[kind].append((time.perf_counter() - start_s) / steps)
                 if not torch.stack(losses).isfinite().all():
-                    raise ConfigError(f"the loss is not finite in turn {turn} ({kind or 'without a plan'})")
+                    raise FedHybridError(f"the loss is not finite in turn {turn} ({kind or 'without a plan'})")
     plain_s = seconds[PLAIN][1:]
     found = {}
     for kind, plan in plans.items():

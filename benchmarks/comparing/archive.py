@@ -34,15 +34,18 @@ def keep_records(folder: Path, file: Path) -> None:
     """Writes `file` (tar, xz) from the comparison in `folder`; equal records make equal bytes.
 
     Raises:
-        ValueError: A record is damaged; an older `file` is still there.
+        ConfigError: A record is damaged; an older `file` is still there.
     """
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:xz", preset=9, format=tarfile.PAX_FORMAT) as archive:
-        for name, text in _kept(folder):
-            content = text.encode()
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
+        try:
+            for name, text in _kept(folder):
+                content = text.encode()
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(f"records of {folder} cannot be kept: {type(error).__name__}: {error}") from error
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, packed.getvalue())
 

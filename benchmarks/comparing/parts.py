@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhybrid.experiment.cells import cells_of
-from fedhybrid.experiment.fixing import described, json_ready
+from fedhybrid.experiment.fixing import MAY_CHANGE, described, json_ready
 from fedhybrid.records import COMPARISON
 
 __all__ = ["RECIPES", "SETTINGS", "Part", "differs_from_recipe", "parts_of", "settings_named"]
@@ -75,12 +75,13 @@ def differs_from_recipe(part: Part, folder: Path) -> bool:
 
 
 def _fixed(cell: Mapping[str, Any]) -> Any:
-    """What decides a cell's runs, as JSON has it."""
-    variants = {
-        label: {**config, "data": {name: value for name, value in config.get("data", {}).items() if name != "root"}}
-        for label, config in cell["variants"].items()
-    }
-    return json.loads(json.dumps([cell["label"], cell["targets"], variants]))  # tuples are lists there
+    """What decides a cell's runs, and how they are told, as JSON has it; where data lie is none of it."""
+    variants = {}
+    for label, config in cell["variants"].items():
+        data = {name: value for name, value in config.get("data", {}).items() if name != "root"}
+        variants[label] = {name: value for name, value in config.items() if name not in MAY_CHANGE} | {"data": data}
+    told = [cell[name] for name in ("label", "targets", "reference", "oracle")]
+    return json.loads(json.dumps([*told, sorted(cell.get("apart", ())), variants]))  # tuples are lists there
 
 
 def settings_named(text: str) -> list[str]:

@@ -40,7 +40,8 @@ def fleets_table(numbers: Mapping[str, Any]) -> str:
         both, _, missed = each["oracle_counts"]
         times = _spread(ratios, "{:.2f}\u00d7".format, mean=geometric_mean)
         times += f"; {missed} of {both + missed} missed" if missed else ""
-        lines.append(f"| {' | '.join([label, *gains, short, times, format(each['rank'], '.2f')])} |")
+        name = f"{label} ({each['runs']} of {each['runs'] + each['missing']} runs)" if each["missing"] else label
+        lines.append(f"| {' | '.join([name, *gains, short, times, format(each['rank'], '.2f')])} |")
     return "\n".join(
         [
             *lines,
@@ -48,6 +49,7 @@ def fleets_table(numbers: Mapping[str, Any]) -> str:
             "Final accuracy against random-exclusion and from the oracle in percentage points, mean over cells (least "
             "to most). Times are to the targets that both reached, means geometric; missed are those of the oracle's, "
             "of all seeds and cells. Rank: place in time to targets.",
+            "",
         ]
     )
 

@@ -49,7 +49,7 @@ def overhead_table(rows: Sequence[Row], kinds: Sequence[str]) -> str:
             compared.append(found)
     own = [found for found in compared if all(row["own"] for row in found.values())]
     parts = ["\n".join(lines), _LEGEND]
-    parts += [_means(kinds, compared, "with both")] if compared else []
+    parts += [_means(kinds, compared, "as devices run them")] if compared else []
     parts += [_means(kinds, own, "in which both solvers found a plan of their own")] if own else []
     parts += [_lower(kinds, own)] if own else []
     parts += [f"The whole program fits, and nothing is decided: {', '.join(whole)}."] if whole else []

@@ -226,6 +226,7 @@ def test_the_page_is_made_again_from_records_alone(tmp_path: Path, benchmark: Be
     (records,) = (tmp_path / "results").rglob("*.tar.xz")
     kept = records.read_bytes()
     assert benchmark(tmp_path / "elsewhere") == first
+    records.unlink()
     assert benchmark(tmp_path / "runs") == first
     assert records.read_bytes() == kept, "equal records make equal bytes"
     with tarfile.open(records) as archive:
@@ -241,19 +242,32 @@ def test_nothing_there_is_one_line(tmp_path: Path, benchmark: Benchmark, capsys:
     assert f"there are neither runs in {tmp_path / 'none'} nor records of uci-har, fashion" in capsys.readouterr().err
 
 
-def test_more_runs_are_never_replaced_by_fewer(
-    tmp_path: Path, benchmark: Benchmark, capsys: pytest.CaptureFixture[str]
+def test_records_are_replaced_by_no_worse_ones(
+    tmp_path: Path, benchmark: Benchmark, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import headline as module  # noqa: PLC0415 - the fixture has put its folder on the path
+
+    changed: list[bool] = [False]
+    monkeypatch.setattr(module, "differs_from_recipe", lambda part, folder: changed[0])
     compared(tmp_path / "runs/uci-har")
-    whole = benchmark(tmp_path / "runs")
+    benchmark(tmp_path / "runs")
     (records,) = (tmp_path / "results").rglob("*.tar.xz")
     kept = records.read_bytes()
     compared(tmp_path / "begun/uci-har", without=[(CELLS[0], 3, "oracle")])
-    assert benchmark(tmp_path / "begun") == whole
-    assert "uci-har: 23 runs are in" in capsys.readouterr().err
+    _, numbers = benchmark(tmp_path / "begun")
+    assert numbers["missing_runs"] == 1, "the page is of one's own runs"
+    told = capsys.readouterr().err
+    assert f"uci-har: 23 runs in {tmp_path / 'begun/uci-har'}\n" in told
+    assert "uci-har: 23 runs, fewer than the 24 recorded; the records stay as they are" in told
+    changed[0] = True
+    compared(tmp_path / "other/uci-har", curves={**CURVES, "fedhybrid-plus": CURVES["oracle"]})
+    benchmark(tmp_path / "other")
+    assert "24 runs, of other settings than the recipe's; the records stay" in capsys.readouterr().err
     assert records.read_bytes() == kept
+    benchmark(tmp_path / "none")
+    assert f"uci-har: 24 runs from {records}\n" in capsys.readouterr().err
     records.write_bytes(kept[: len(kept) // 2])
-    benchmark(tmp_path / "runs", 2)
+    benchmark(tmp_path / "none", 2)
     assert f"error: {records} is damaged (" in capsys.readouterr().err
 
 
@@ -279,7 +293,8 @@ def test_parts_are_those_of_the_recipes(tmp_path: Path, monkeypatch: pytest.Monk
     (har,) = parts_of("uci-har")
     sparse, dense = parts_of("fashion-mnist")
     assert (sparse.words, dense.words) == (["compare.grid.data.alpha=[0.1]"], ["compare.grid.data.alpha=[0.5]"])
-    for part, changes in ((har, {}), (sparse, {"data.root": "elsewhere"}), (sparse, {"train.lr": 0.05})):
+    moved = {"data.root": "elsewhere", "workers": 2}
+    for part, changes in ((har, {}), (sparse, moved), (sparse, {"train.lr": 0.05})):
         folder = tmp_path / f"{part.name}-{len(changes)}-{'train.lr' in changes}"
         folder.mkdir()
         store(folder, described(cells_of({part.setting: part.recipe}, {**part.overrides, **changes}), 3), running=True)

@@ -203,6 +203,42 @@ def test_the_floor_grows_as_time_counts_less() -> None:
     assert (cohort >= 10).sum() == 2, "where the exponent is always the same, so is the floor"
 
 
+@pytest.mark.parametrize(
+    ("round_index", "penalty", "least", "claim"),
+    [
+        (0, 2.0, 0.5, 0.0),
+        (24, 2.0, 0.5, 0.6 * 4 * 0.5 * (2 - 1) / 1.5),  # half of the exponent is left
+        (48, 2.0, 0.5, 0.6 * 4 * 0.5),  # it is at its least
+        (480, 2.0, 0.5, 0.6 * 4 * 0.5),
+        (0, 0.7, 0.7, 0.6 * 4 * 0.5),  # where it never falls, the floor is whole
+        (0, 0.0, 0.0, 0.6 * 4 * 0.5),
+    ],
+)
+def test_what_a_tier_is_owed_by_how_much_time_counts(
+    round_index: int, penalty: float, least: float, claim: float
+) -> None:
+    policy = PlannedUtility(speed_penalty=penalty, speed_penalty_least=least)
+    found = candidates(20, tier=np.repeat([0, 1], 10), round_s=np.repeat([10.0, 1000.0], 10))
+    cohort, state = policy.select(found, 4, policy.init(), round_index=round_index, seed=0)
+    got = np.bincount((cohort >= 10).astype(int), minlength=2)
+    assert state["owed"] == pytest.approx(claim - got)
+
+
+def test_with_the_defaults_every_tier_is_heard_in_a_hundred_rounds() -> None:
+    played = play(PlannedUtility(), rounds=100)
+    assert played.completed.min() >= 0.4
+    assert played.completed[0] > 1.2
+    found = candidates(50, tier=np.repeat(np.arange(5), 10), round_s=np.repeat([1.0, 1.0, 1.0, 1.0, 1e6], 10))
+    policy = PlannedUtility()
+    state = policy.init()
+    for round_index in range(40):
+        cohort, state = policy.select(found, 10, state, round_index=round_index, seed=round_index)
+        state = policy.observe([outcome(int(c), 1.0, round_index=round_index) for c in cohort], state)
+        if cohort.max() >= 40:
+            break
+    assert round_index == 16, "as the guide says of a tier that nobody would choose"
+
+
 def test_of_many_different_times_some_lengths_are_tried() -> None:
     rng = np.random.default_rng(0)
     found = candidates(5000, round_s=rng.uniform(1.0, 100.0, 5000))

@@ -21,12 +21,12 @@ from fedhybrid.experiment.cells import Cell
 from fedhybrid.experiment.check import to_table
 from fedhybrid.records import COMPARISON
 
-__all__ = ["check_place", "check_versions", "described", "json_ready", "store"]
+__all__ = ["MAY_CHANGE", "check_place", "check_versions", "described", "json_ready", "store"]
 
 _FORM = 1
 _CODE = "code"  # of the versions
 _NAMED = 6  # differences, or cells, that are named one by one
-_MAY_CHANGE = ("workers", "checkpoint_every")  # no result depends on them
+MAY_CHANGE = ("workers", "checkpoint_every")  # no result depends on them
 _MISSING = object()
 
 
@@ -208,7 +208,7 @@ def _flat(cell: Mapping[str, Any]) -> dict[str, Any]:
 def _settings(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in table.items():
-        if f"{prefix}{key}" in _MAY_CHANGE:
+        if f"{prefix}{key}" in MAY_CHANGE:
             continue
         found |= _settings(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
     return found

@@ -84,7 +84,8 @@ class ParticipationFloor:
         out = dict(state["out"]) | dict(zip(clients.tolist(), tiers.tolist(), strict=True))
         return state | {"owed": owed.tolist(), "out": [list(pair) for pair in sorted(out.items())]}
 
-    def observed(self, state: PolicyState, outcomes: Sequence[Outcome]) -> PolicyState:
+    @staticmethod
+    def observed(state: PolicyState, outcomes: Sequence[Outcome]) -> PolicyState:
         """The ledger after these tasks ended."""
         out, lost = dict(state["out"]), list(state["lost"])
         for outcome in outcomes:

@@ -18,7 +18,8 @@ Why:
   alone pulls the model away from everybody else.
 - Speed and data are often linked: slow devices may hold classes that nobody else has, and nobody knows before they were
   heard. So each tier is owed `floor_ratio` of its share of places (`selection/floor.py`), paid several at a time. It is
-  owed less while time counts more, in the first round nothing: what any data would teach is learnt from the fast ones.
+  owed less while time counts more, in the first round nothing (unless time counts the same in all): what any data would
+  teach is learnt from the fast ones. With the defaults a tier that nobody would choose is first heard after 16 rounds.
 - A place of the floor goes to the tier's clients that took part least, so that it moves through all of them.
 - A task that fails brings nothing: the utility is multiplied by (completed + 1) / (times + 1), which is 1 before a
   client has failed. A client that was never tried is taken to teach as much as the best of those that were; one that
@@ -51,7 +52,9 @@ _SHORTEST_S = 1e-12  # stands for no time at all
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedUtility:
-    """Prefers cohorts by loss per planned time, and hears every tier; the module's text says why.
+    """Prefers cohorts by loss per planned time, and in time hears every tier; the module's text says why.
+
+    What is said of rounds here is of selections where a schedule has no rounds.
 
     Attributes:
         bonus: Weight of UCB1's bonus.
@@ -63,7 +66,8 @@ class PlannedUtility:
         floor_ratio: Share of places that a tier is owed, of its share of the fit clients, when the exponent is at its
             least, and less before; 0 is no floor, 1 is participation in proportion.
         floor_burst_ratio: A tier is paid when it is owed this share of a cohort; 0 is as soon as possible.
-        floor_window_rounds: A tier that is owed places waits no longer for some; what is older is forgotten.
+        floor_window_rounds: A tier that is owed places waits no longer for some, once the floor has grown; what is
+            older is forgotten.
         clip_percentile: Losses and utilities above this percentile of the tried clients' count as it.
     """
 
@@ -130,7 +134,7 @@ class PlannedUtility:
 
     def observe(self, outcomes: Sequence[Outcome], state: PolicyState) -> PolicyState:
         """Remembers losses, participations and failures."""
-        return self._floor(self.speed_penalty_least).observed(updated_arms(outcomes, state), outcomes)
+        return ParticipationFloor.observed(updated_arms(outcomes, state), outcomes)
 
     def utilities(self, arms: Arms, num_samples: IntArray, round_index: int) -> FloatArray:
         """What each client is expected to teach: in units of the best tried ones, plus bonus, times its success."""
