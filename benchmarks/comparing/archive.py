@@ -13,6 +13,7 @@ import lzma
 import tarfile
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,7 @@ def restore_records(file: Path, folder: Path) -> None:
         ConfigError: The file is damaged.
     """
     with _opened(file) as archive:
-        try:
-            archive.extractall(folder, filter="data")
-        except (tarfile.TarError, EOFError, lzma.LZMAError) as error:
-            raise _damaged(file, error) from error
+        archive.extractall(folder, filter="data")
 
 
 def finished_runs(place: Path) -> int:
@@ -74,21 +72,16 @@ def finished_runs(place: Path) -> int:
     if not place.is_file():
         return 0
     with _opened(place) as archive:
-        try:
-            return sum(Path(name).name == _FINISHED for name in archive.getnames())
-        except (tarfile.TarError, EOFError, lzma.LZMAError) as error:
-            raise _damaged(place, error) from error
+        return sum(Path(name).name == _FINISHED for name in archive.getnames())
 
 
-def _opened(file: Path) -> tarfile.TarFile:
+@contextmanager
+def _opened(file: Path) -> Iterator[tarfile.TarFile]:
     try:
-        return tarfile.open(file, "r:xz")
+        with tarfile.open(file, "r:xz") as archive:
+            yield archive
     except (tarfile.TarError, EOFError, lzma.LZMAError) as error:
-        raise _damaged(file, error) from error
-
-
-def _damaged(file: Path, error: Exception) -> ConfigError:
-    return ConfigError(f"{file} is damaged ({error}); take it away, or get it again from the repository")
+        raise ConfigError(f"{file} is damaged ({error}); take it away, or get it again from the repository") from error
 
 
 def _kept(folder: Path) -> Iterator[tuple[str, str]]:
@@ -121,6 +114,5 @@ def _without_root(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tasks(path: Path) -> str:
     tasks = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    kept = ({**task, "train_loss": None} for task in tasks)
-    slim = ({name: value for name, value in task.items() if name not in _LEFT_OUT} for task in kept)
-    return "".join(json.dumps(task) + "\n" for task in slim)
+    kept = ({k: v for k, v in task.items() if k not in _LEFT_OUT} | {"train_loss": None} for task in tasks)
+    return "".join(json.dumps(task) + "\n" for task in kept)

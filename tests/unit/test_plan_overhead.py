@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.federation_parts import BATCH, recipe
 from torch import nn
 from torch.nn import functional as F
 
@@ -99,31 +100,16 @@ def test_overheads_are_those_of_real_steps_and_leave_nothing_behind() -> None:
 def test_plans_are_those_of_the_runs(tmp_path: Path) -> None:
     import plan_overhead  # noqa: PLC0415
 
-    recipe: dict[str, Any] = {
-        "method": "fedhybrid",
-        "policy": "round-robin",
-        "model": "cnn",
-        "dataset": "digits",
-        "rounds": 1,
-        "data": {"clients": 4},
-        "train": {"steps": 1, "batch_size": 16},
-        "fleet": {
-            "clients_per_round": 4,
-            "tiers": [
-                {"name": "90%", "budget": "90%", "device": "raspberry-pi-4"},
-                {"name": "93%", "budget": "93%", "device": "laptop"},
-            ],
-        },
-        "planner": {
-            "solver": "greedy-mps",
-            "actions": ["recompute", "encode"],
-            "codecs": ["channel-mix"],
-            "max_gradient_error": math.inf,
-        },
+    planner = {
+        "solver": "greedy-mps",
+        "actions": ["recompute", "encode"],
+        "codecs": ["channel-mix"],
+        "max_gradient_error": math.inf,
     }
-    run = fh.run(recipe, out=tmp_path / "run")
-    job = build_federation(load_config(recipe), values=False)
-    batch = job.dataset.train.batch(torch.arange(16))
+    small = recipe(policy="round-robin", rounds=1, data={"clients": 6}, planner=planner)
+    run = fh.run(small, out=tmp_path / "run")
+    job = build_federation(load_config(small), values=False)
+    batch = job.dataset.train.batch(torch.arange(BATCH))
     prepared = prepare_step(job.model, classification_loss, batch, job.optimizer)
     book = plan_overhead._book(job, prepared, tmp_path / "book")
     tasks = {(task.device, task.budget_bytes): task.plan for task in run.clients}
