@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 
 from fedhybrid.engine.labour import Job
 from fedhybrid.engine.traffic import Delivery
-from fedhybrid.errors import InfeasibleBudgetError
+from fedhybrid.errors import ConfigError, InfeasibleBudgetError
 from fedhybrid.records import ClientTask, LocalWork, Update
 
 pytest.importorskip("flwr")
@@ -22,6 +24,7 @@ pytest.importorskip("flwr")
 from flwr.app import Message
 
 from fedhybrid.engine.parcels import job_parts
+from fedhybrid.integrations.flower.device import tasks as tasks_module
 from fedhybrid.integrations.flower.device.flags import flag_problems
 from fedhybrid.integrations.flower.device.free_memory import MeasuredBudget, available_bytes
 from fedhybrid.integrations.flower.device.joining import _Answering
@@ -35,6 +38,20 @@ from fedhybrid.integrations.flower.private import be_task
 @pytest.fixture(params=["disk", "memory"])
 def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
     return KeptOnDisk(tmp_path / "kept") if request.param == "disk" else KeptInMemory()
+
+
+@pytest.fixture
+def num_more_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many threads there are more than before the test, where a thread lives on a little after it said its last."""
+
+    class Dawdling(SimpleQueue[Any]):
+        def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+            super().put(item, block, timeout)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(tasks_module, "SimpleQueue", Dawdling)
+    before = set(threading.enumerate())
+    return lambda: len(set(threading.enumerate()) - before)
 
 
 def test_what_counts_is_what_the_server_says(kept: Kept) -> None:
@@ -121,7 +138,7 @@ def test_a_key_is_no_path(name: str, bad: Any, tmp_path: Path) -> None:
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
-def test_a_new_job_or_a_new_server_ends_what_waits_for_the_old() -> None:
+def test_a_new_job_or_a_new_server_ends_what_waits_for_the_old(num_more_threads: Callable[[], int]) -> None:
     at_work: list[int] = []
 
     @contextmanager
@@ -130,19 +147,19 @@ def test_a_new_job_or_a_new_server_ends_what_waits_for_the_old() -> None:
         yield
         at_work.pop()
 
-    node, threads = _node(training=training), threading.active_count()
+    node = _node(training=training)
     for key in ("1-0", "1-1"):
         assert node.handle(_job_letter(key, asks=True)).kind == "question"
-        assert (len(at_work), threading.active_count()) == (1, threads + 1)
+        assert (len(at_work), num_more_threads()) == (1, 1)
     assert node.handle(Letter(kind="hello")).kind == "here"
     strange = node.handle(Letter(kind="answer", header={"key": "1-0", "brief": "{}"}))
     assert "no task 1-0 waits" in strange.header["why"]
     assert at_work == [1]  # the other goes on
     assert node.handle(Letter(kind="answer", header={"key": "1-1", "brief": "{}"})).kind == "delivery"
-    assert (at_work, threading.active_count()) == ([], threads)
+    assert (at_work, num_more_threads()) == ([], 0)
     assert node.handle(_job_letter("1-2", asks=True)).kind == "question"
     assert node.handle(Letter(kind="join", header={"brief": "{}", "client": 1})).kind == "joined"
-    assert (at_work, threading.active_count()) == ([], threads)
+    assert (at_work, num_more_threads()) == ([], 0)
     assert node.handle(_job_letter("2-0")).kind == "delivery"
     assert at_work == []
 
@@ -160,6 +177,20 @@ def test_a_method_that_does_not_want_to_end_is_ended() -> None:
     assert _begin(tasks, Stubborn(), 1).kind == "question"
     tasks.give_up()
     assert not tasks.wait
+
+
+def test_a_task_that_fails_ends_its_thread(num_more_threads: Callable[[], int]) -> None:
+    class Forgetful:
+        def do(self, job: Job, plans: Mapping[str, str], ask: Any) -> Delivery:
+            ask({})
+            raise ConfigError("what was the question?")
+
+    tasks = Tasks()
+    assert _begin(tasks, Forgetful(), 1).kind == "question"
+    assert num_more_threads() == 1
+    answer = Letter(kind="answer", header={"key": "1"}, groups={"answer": {}})
+    assert "what was the question?" in tasks.handle(answer, Forgetful()).header["why"]
+    assert num_more_threads() == 0
 
 
 def test_a_device_without_samples_tests_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,14 +320,11 @@ def test_tasks_that_wait_do_not_disturb_each_other() -> None:
     torch.set_rng_state(before)
 
 
-def test_a_task_that_is_given_up_ends_its_thread() -> None:
-    tasks, threads = Tasks(), threading.active_count()
+def test_a_task_that_is_given_up_ends_its_thread(num_more_threads: Callable[[], int]) -> None:
+    tasks = Tasks()
     assert _begin(tasks, Asking(), 1).kind == "question"
     assert tasks.handle(Letter(kind="given-up", header={"key": "1"}), Asking()).kind == "given-up"
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and thread.daemon:
-            thread.join(timeout=2)
-    assert threading.active_count() <= threads
+    assert num_more_threads() == 0
     late = tasks.handle(Letter(kind="answer", header={"key": "1"}, groups={"answer": {}}), Asking())
     assert late.kind == "refused"
     assert "no task 1 waits" in late.header["why"]

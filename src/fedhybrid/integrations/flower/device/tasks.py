@@ -55,9 +55,11 @@ class _Waiting:
         self._thread.join()
 
     def go_on(self, answer: Tensors | None = None) -> Tensors | Delivery:
-        """A question, or the end; the task begins without an answer."""
+        """A question, or the end, when the thread has ended too; the task begins without an answer."""
         self._to_task.put(answer)
         said = self._from_task.get()
+        if isinstance(said, Delivery | BaseException):
+            self._thread.join()
         if isinstance(said, BaseException):
             raise said
         return said
