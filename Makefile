@@ -2,7 +2,7 @@
 #
 #   make demo       train the quickstart federation and say where its report lies (fresh each time)
 #   make test       the fast tests
-#   make test-all   the slow ones too
+#   make test-all   the slow ones too, and new examples for the properties
 #   make check      format, lint, types, import floors, doctests
 #   make clean      remove .venv, caches and the demo's output
 #
@@ -39,7 +39,7 @@ test: setup
 	$(BIN)/pytest -q $(BESIDE)
 
 test-all: setup
-	$(BIN)/pytest -q $(BESIDE) -m 'slow or not slow'
+	$(BIN)/pytest -q $(BESIDE) -m 'slow or not slow' --hypothesis-profile=search
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -62,7 +62,7 @@ def test_errors_are_within_the_stated_bound(bits: int, dtype: torch.dtype, scale
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("gates", GATES)
 class TestGates:
-    @settings(deadline=None, max_examples=12)
+    @settings(max_examples=12)
     @given(
         seed=st.integers(0, 1000), dtype=st.sampled_from(FLOATS), spread=st.floats(1e-6, 1e3),
         form=st.sampled_from(["planes", "clamped to planes", "clamped"]),
@@ -77,7 +77,7 @@ class TestGates:
         x = x if form == "planes" else x.clamp(*gates)
         assert_same_sides(there_and_back(codec, x, seed), x, gates)
 
-    @settings(deadline=None, max_examples=12)
+    @settings(max_examples=12)
     @given(values=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=40))
     def test_never_flip_whatever_the_numbers(self, bits: int, gates: tuple[float, float], values: list[float]) -> None:
         x = torch.tensor(values).repeat(20)

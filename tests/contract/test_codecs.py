@@ -35,7 +35,7 @@ def encodable(name: str, shape: tuple[int, int, int], dtype: torch.dtype) -> tup
 
 @pytest.mark.parametrize("name", sorted(CODECS))
 class TestEveryCodec:
-    @settings(deadline=None, max_examples=25)
+    @settings(max_examples=25)
     @given(data=st.data(), dtype=st.sampled_from(TYPES))
     def test_keeps_shape_strides_and_type_in_the_bytes_it_said(
         self, name: str, data: st.DataObject, dtype: torch.dtype

@@ -64,7 +64,7 @@ SEEDS, ALPHAS = st.integers(0, 2**40), st.sampled_from([1e-300, 1e-3, 0.1, 1.0, 
 
 
 @given(problem=problems(), seed=SEEDS, alpha=ALPHAS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_dirichlet_deals_everything_to_those_who_may_hold_it(
     problem: tuple[IntArray, int, Holders], seed: int, alpha: float
 ) -> None:
@@ -77,7 +77,7 @@ def test_dirichlet_deals_everything_to_those_who_may_hold_it(
 
 
 @given(problem=problems(), seed=SEEDS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_natural_leaves_out_what_people_may_not_hold(problem: tuple[IntArray, int, Holders], seed: int) -> None:
     labels, clients, holders = problem
     every = deal("natural", (labels, clients, None), seed=seed)
@@ -96,7 +96,7 @@ def test_natural_leaves_out_what_people_may_not_hold(problem: tuple[IntArray, in
 
 @pytest.mark.parametrize("name", ALONE_PARTITIONS)
 @given(problem=hard_problems(), seed=SEEDS, alpha=ALPHAS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_what_cannot_be_dealt_is_told(
     name: str, problem: tuple[IntArray, int, Holders], seed: int, alpha: float
 ) -> None:
@@ -112,7 +112,7 @@ def test_what_cannot_be_dealt_is_told(
 
 @pytest.mark.parametrize("name", sorted(PARTITIONS))
 @given(problem=problems(), seed=SEEDS, alpha=ALPHAS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_nothing_changes_where_all_may_hold_all(
     name: str, problem: tuple[IntArray, int, Holders], seed: int, alpha: float
 ) -> None:

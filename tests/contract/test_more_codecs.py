@@ -68,7 +68,7 @@ class TestGates:
 class TestPositive:
     """`clamped` channel-mix: a gate at 0 costs no bit."""
 
-    @settings(deadline=None, max_examples=15)
+    @settings(max_examples=15)
     @given(
         seed=st.integers(0, 1000), spread=st.sampled_from([1e-40, 1e-30, 1e-7, 1e-3, 1.0, 1e4, 1e30]),
         dtype=st.sampled_from(FLOATS), bits=st.sampled_from([2.0, 3.0, 4.0]), order=st.permutations(range(4)),
@@ -163,7 +163,7 @@ def test_rows_of_every_width_and_layout_come_back(layout: RowLayout, dtype: torc
     assert (error <= bound).all()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(shape=st.tuples(*[st.integers(1, 5)] * 4), order=st.permutations(range(4)), dim=st.integers(0, 3))
 def test_row_layouts_describe_memory(shape: tuple[int, ...], order: list[int], dim: int) -> None:
     x = torch.arange(math.prod(shape)).view(shape).permute(order)
@@ -194,7 +194,7 @@ def test_whole_numbers_beyond_the_limit_are_refused(value: int, at: int) -> None
 
 
 class TestSparse:
-    @settings(deadline=None, max_examples=20)
+    @settings(max_examples=20)
     @given(seed=st.integers(0, 99), numel=st.integers(0, 40_000), dtype=st.sampled_from(FLOATS))
     def test_what_fits_comes_back_bit_for_bit(self, seed: int, numel: int, dtype: torch.dtype) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -225,7 +225,7 @@ class TestSparse:
 
 
 class TestChannelMix:
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(
         rows=st.integers(1, 40), length=st.integers(128, 700), mean_bits=st.floats(2, 8), seed=st.integers(0, 99),
     )  # fmt: skip

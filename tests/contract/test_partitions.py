@@ -43,7 +43,7 @@ def problems(draw: st.DrawFn) -> tuple[IntArray, int, IntArray]:
 
 @pytest.mark.parametrize("name", sorted(PARTITIONS))
 @given(problem=problems(), seed=st.integers(0, 2**40), alpha=st.sampled_from([1e-300, 1e-3, 0.1, 1.0, 1e6]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_sorted_and_deterministic_and_deals_disjoint_and_complete(
     name: str, problem: tuple[IntArray, int, IntArray], seed: int, alpha: float
 ) -> None:

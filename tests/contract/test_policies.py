@@ -109,7 +109,7 @@ def play(policy: Policy, rounds: int, count: int, seed: int, *, people: int = 60
 @pytest.mark.parametrize("name", sorted(POLICIES))
 class TestEveryPolicy:
     @given(people=st.integers(0, 40), count=st.integers(0, 50), seed=st.integers(0, 2**60), rounds=st.integers(1, 5))
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def test_cohorts_are_distinct_fit_and_as_many_as_there_are(
         self, name: str, people: int, count: int, seed: int, rounds: int
     ) -> None:

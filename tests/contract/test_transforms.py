@@ -50,12 +50,12 @@ class TestEveryTransform:
                 parse_pipeline([{"name": name, **EXAMPLES[name], option.name: wrong}], where="here")
 
     @given(drawn=updates(), seed=st.integers(0, 2**62))
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     def test_round_trip(self, name: str, drawn: Drawn, seed: int) -> None:
         assert_round_trip(chain_with(name), drawn, seed)
 
     @given(drawn=updates(partial=False), seed=st.integers(0, 2**62))
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     def test_bytes_are_known_beforehand(self, name: str, drawn: Drawn, seed: int) -> None:
         pipeline, (reference, values, _) = chain_with(name), drawn
         sent = pipeline.encode(values, reference=reference, state={}, seed=seed)
@@ -102,7 +102,7 @@ def assert_round_trip(pipeline: Pipeline, drawn: Drawn, seed: int) -> None:
 @pytest.mark.parametrize("names", sorted(CHAINS))
 class TestEveryChain:
     @given(drawn=updates(), seed=st.integers(0, 2**62))
-    @settings(max_examples=12, deadline=None)
+    @settings(max_examples=12)
     def test_round_trip(self, names: str, drawn: Drawn, seed: int) -> None:
         assert_round_trip(CHAINS[names], drawn, seed)
 
@@ -117,7 +117,7 @@ class TestEveryChain:
                         CHAINS[names].decode(told, reference=reference)
 
     @given(data=st.data())
-    @settings(max_examples=12, deadline=None)
+    @settings(max_examples=12)
     def test_damage_on_purpose_is_refused_or_a_whole_update(self, names: str, data: st.DataObject) -> None:
         reference, values, masks = data.draw(updates())
         payload = bytearray(CHAINS[names].encode(values, reference=reference, state={}, seed=1, masks=masks).payload)

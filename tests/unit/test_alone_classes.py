@@ -179,7 +179,7 @@ class TestTiers:
         clients=st.integers(1, 200),
         seed=st.integers(0, 2**40),
     )
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def test_are_dealt_as_the_fleet_has_them(self, shares: list[float], clients: int, seed: int) -> None:
         specs = [TierSpec(name=str(i), budget="50%", device="laptop", share=share) for i, share in enumerate(shares)]
         found = deal_tiers(shares, clients, seed)

@@ -35,7 +35,7 @@ def one(availability: Availability, client: int, now_s: float) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["duty", "random", "file"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(now_s=st.floats(0, 1e7), data=st.data())
 def test_the_end_of_a_time_online_is_its_end(
     kinds: dict[str, Availability], kind: str, now_s: float, data: st.DataObject
@@ -59,7 +59,7 @@ def test_the_end_of_a_time_online_is_its_end(
 
 
 @pytest.mark.parametrize("kind", ["duty", "random", "file"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(now_s=st.floats(0, 1e6))
 def test_nobody_comes_back_before_the_next_change_and_somebody_then(
     kinds: dict[str, Availability], kind: str, now_s: float

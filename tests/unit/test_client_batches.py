@@ -38,7 +38,7 @@ def drawn(bench: Workbench, samples: int, work: LocalWork, seed: int = 3) -> lis
 
 
 class TestBatches:
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(
         samples=st.integers(1, 30),
         batch_size=st.integers(1, 9),

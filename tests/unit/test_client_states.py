@@ -116,7 +116,7 @@ def test_missing_or_damaged_file_is_named(content: bytes | None, tmp_path: Path)
 Moves = st.lists(st.tuples(st.sampled_from(["set", "store", "kill"]), st.integers(0, 3), st.integers(0, 99)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(moves=Moves)
 def test_after_any_kill_it_is_as_the_checkpoint_says(moves: list[tuple[str, int, int]], tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
     """Random sets, checkpoints and kills, against two dictionaries."""

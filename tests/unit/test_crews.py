@@ -96,7 +96,7 @@ def test_same_bits_as_in_this_process(workers: int, up: Pipeline, tmp_path: Path
             assert told(hands.finish(ticket)) == told(made.labour.finish(ticket))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_order_of_asking_does_not_matter(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Any interleaving of beginning, finishing and dropping gives the same results."""

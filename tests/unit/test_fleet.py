@@ -51,7 +51,7 @@ def test_the_seed_decides_who_is_where() -> None:
 
 
 @given(shares=st.lists(st.integers(1, 1000), min_size=1, max_size=8), clients=st.integers(1, 500))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_counts_are_whole_and_near_the_shares(shares: list[int], clients: int) -> None:
     tiers = [TierSpec(name=str(i), budget=1, device="laptop", share=s) for i, s in enumerate(shares)]
     fleet: Fleet = make_fleet(tiers, clients, seed=0)

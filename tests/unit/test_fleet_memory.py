@@ -79,7 +79,7 @@ def test_clients_that_share_a_trace_are_at_different_moments_of_it(random_memory
     assert first.tolist() != second.tolist()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(client=st.integers(0, 39), start_s=st.floats(0, 1e6), length_s=st.floats(0, 5000), at_ratio=st.floats(0, 0.999))
 def test_a_walk_and_single_moments_agree(
     random_memory: FleetMemory, client: int, start_s: float, length_s: float, at_ratio: float

@@ -62,14 +62,14 @@ amounts = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(samples=st.integers(0, 19), amount=amounts)
 def test_as_many_steps_as_foretold(samples: int, amount: dict[str, Any]) -> None:
     asked = work(**amount)
     assert len(drawn(samples, asked)) == steps_of(asked, samples) * BATCH
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(samples=st.integers(1, 19), steps=st.integers(1, 15))
 def test_steps_go_from_one_shuffle_to_the_next(samples: int, steps: int) -> None:
     """No sample comes a second time before all have come once, and so on."""

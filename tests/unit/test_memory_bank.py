@@ -28,7 +28,7 @@ def features(count: int, seed: int) -> torch.Tensor:
 
 
 @given(count=st.integers(1, 25), seed=st.integers(0, 50))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_herding_takes_what_brings_the_mean_nearest(count: int, seed: int) -> None:
     rows = features(20, seed)
     order = herded(rows, count).tolist()

@@ -35,7 +35,7 @@ def mapped_resident_bytes() -> int:
     return int(STATM.read_text().split()[2]) * mmap.PAGESIZE
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     shape=st.tuples(st.integers(0, 5), st.integers(1, 60), st.integers(1, 60)),
     order=st.permutations(range(3)),

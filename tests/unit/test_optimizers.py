@@ -20,7 +20,7 @@ adam = st.builds(fh.Adam, lr=lrs, betas=betas, eps=st.floats(1e-12, 1e-3), weigh
 adamw = st.builds(fh.AdamW, lr=lrs, betas=betas, eps=st.floats(1e-12, 1e-3), weight_decay=decays)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.one_of(sgd, plain, adam, adamw),
     st.booleans(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.step_parts import (
     OPTIMIZERS,
@@ -64,7 +64,7 @@ class RandomNet(nn.Module):
         return scores
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12)
 @given(
     st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=9),
     st.lists(st.integers(0, 4), min_size=9, max_size=9),

@@ -25,7 +25,7 @@ def free_clients(fleet: Fleet, now_s: float, busy: set[int]) -> set[int]:
     return set(everyone[fleet.available(everyone, now_s)].tolist()) - busy
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     clients=st.integers(1, 3000),
     on_ratio=st.one_of(st.none(), st.floats(0.01, 0.99)),

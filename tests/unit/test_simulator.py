@@ -28,7 +28,7 @@ def simulator_of(name: str) -> Simulator:
     return Simulator(problem_of(name))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data(), st.sampled_from(NETS))
 def test_any_changes_give_what_a_fresh_start_and_a_plain_simulation_give(data: st.DataObject, name: str) -> None:
     problem, simulator = problem_of(name), simulator_of(name)

@@ -163,7 +163,7 @@ LATENCY = st.one_of(st.floats(0.1, 100.0), st.just(math.inf))
 
 class TestChoice:
     @given(latencies=st.lists(st.floats(0.1, 9.0), min_size=1, max_size=9), needs=st.data())
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     def test_less_memory_moves_a_cut_towards_the_input(self, latencies: list[float], needs: st.DataObject) -> None:
         """Where deeper cuts need more."""
         steps = needs.draw(st.lists(st.integers(1, 100), min_size=len(latencies), max_size=len(latencies)))
@@ -208,7 +208,7 @@ SEGMENTS = st.lists(
 
 class TestCheckpoints:
     @given(segments=SEGMENTS, share=st.floats(0.01, 1.0))
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     def test_the_cheap_choice_is_enough_and_at_most_half_dearer_than_the_best(
         self, segments: list[Segment], share: float
     ) -> None:

@@ -79,7 +79,7 @@ class TestDown:
 
 
 class TestUp:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(sent=updates())
     def test_bytes_of_tensors_as_they_are(self, sent: tuple[Tensors, Tensors, Tensors]) -> None:
         reference, values, masks = sent
@@ -107,7 +107,7 @@ class TestUp:
         assert delivery.update is update
         assert delivery.payload is None
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(sent=updates())
     def test_what_is_packed_is_read_again(self, sent: tuple[Tensors, Tensors, Tensors]) -> None:
         reference, values, masks = sent

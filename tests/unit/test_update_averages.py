@@ -20,7 +20,7 @@ def like(reference: Tensors, seed: int) -> Tensors:
 
 
 @given(reference=models(), weights=st.lists(st.floats(0.1, 1e6), min_size=1, max_size=4), seed=st.integers(0, 2**40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_whole_updates_give_the_bits_of_the_plain_average(reference: Tensors, weights: list[float], seed: int) -> None:
     many = [like(reference, seed + i) for i in range(len(weights))]
     plain = bits_of(average(many, weights))
@@ -52,7 +52,7 @@ def plain_mean(reference: Tensors, many: list[Tensors], weights: list[float], ma
 
 
 @given(data=st.data(), seed=st.integers(0, 2**40))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_elements_are_averaged_over_those_that_hold_them(data: st.DataObject, seed: int) -> None:
     shapes: dict[str, tuple[int, ...]] = {"w": (3, 4), "scalar": (), "empty": (0,), "count": (2,)}
     types = {"count": torch.int64}

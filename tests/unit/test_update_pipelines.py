@@ -76,7 +76,6 @@ class TestTopK:
         assert int(received.values["w"].count_nonzero()) == math.ceil(round(ratio * values["w"].numel(), 9))
 
     @given(st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.5, -1e-40, math.inf, math.nan]), min_size=2, max_size=30))
-    @settings(deadline=None)
     def test_largest_magnitudes_and_of_equal_ones_the_first(self, numbers: list[float]) -> None:
         def size(place: int) -> float:
             return math.inf if math.isnan(numbers[place]) else min(abs(numbers[place]), 1e300)
@@ -227,7 +226,7 @@ def test_clip_bounds_the_norm_of_the_whole_difference(max_norm: float) -> None:
 @given(
     bits=st.integers(0, 64), count=st.integers(0, 40), seed=st.integers(0, 2**32)
 )  # fmt: skip
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_numbers_of_any_width_are_packed_without_gaps(bits: int, count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     numbers = [int(n) & ((1 << bits) - 1) for n in rng.integers(0, 2**64, count, dtype=np.uint64, endpoint=False)]

@@ -112,7 +112,7 @@ class TestOracle:
         book = shop().ladder
         assert len({book.needed_bytes(name) for name in rungs(book)}) >= 3
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(data=st.data())
     def test_every_step_by_the_fastest_plan_that_fits(self, data: st.DataObject) -> None:
         book = shop().ladder
@@ -126,7 +126,7 @@ class TestOracle:
         changes = [(float(at_s), amount) for at_s, amount in zip(times, amounts, strict=True)]
         check(book, changes, promised=promised, steps=data.draw(st.integers(1, 15)), start_s=start_s)
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(samples=st.lists(st.integers(1, 13), min_size=4, max_size=12), period=st.integers(1, 9))
     def test_on_a_trace_of_the_fleet(self, samples: list[int], period: int) -> None:
         book = shop().ladder
