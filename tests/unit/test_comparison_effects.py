@@ -21,6 +21,7 @@ from fedhybrid.report.comparison.effects import effects
 from fedhybrid.report.comparison.figures import DRAWINGS, Scene
 from fedhybrid.report.comparison.measuring import measure_cell
 from fedhybrid.report.comparison.overall import Counts
+from fedhybrid.report.comparison.sentences import made
 from fedhybrid.report.comparison.table import effects_table
 from fedhybrid.report.comparison.timing import rank_means
 from fedhybrid.report.figures import LIGHT, themed
@@ -150,6 +151,42 @@ def test_effects_may_be_named_when_all_runs_are_over(tmp_path: Path) -> None:
     assert stored["cells"][0].pop("effects") == {"exclusion": ["two", "one"], "other": ["one", "two"]}
     assert before["cells"][0].pop("effects")
     assert stored == json.loads(json.dumps(before)), "nothing else has changed"
+
+
+def test_variants_may_be_added_and_are_named(tmp_path: Path) -> None:
+    before = described(cells_of({"r": RECIPE}), 1)
+    store(tmp_path, before, running=True)
+    third = {"compare.variants.three": {"method": "fedprox"}, "compare.apart": ["three"]}
+    for seeds in (1, 2):
+        after = described(cells_of({"r": RECIPE}, third), seeds)
+        check_place(tmp_path, after)
+        store(tmp_path, after, running=True)
+        (cell,) = json.loads((tmp_path / "comparison.json").read_text())["cells"]
+        assert cell.pop("added") == ["three"]
+        assert cell == json.loads(json.dumps(after["cells"][0]))
+    made_words = made(load_comparison(tmp_path))
+    assert "the first seeds and configurations of all other variants were written to comparison.json" in made_words
+    assert made_words.count("added later") == 2
+    assert "Variant three was added later." in made_words
+    with pytest.raises(ConfigError, match=r"variants was .*\(only seeds and variants may be added\)"):
+        check_place(tmp_path, before | {"seeds": 2})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"compare.variants.one": {"train.lr": 0.5}},
+        {"compare.apart": ["two", "three"]},
+        {"train.lr": 0.5},
+        {"compare.targets": [0.9]},
+        {"compare.reference": "three"},
+    ],
+)
+def test_with_a_new_variant_nothing_else_may_change(change: dict[str, Any], tmp_path: Path) -> None:
+    store(tmp_path, described(cells_of({"r": RECIPE}), 1), running=True)
+    after = described(cells_of({"r": RECIPE}, {"compare.variants.three": {"method": "fedprox"}, **change}), 1)
+    with pytest.raises(ConfigError, match="holds another comparison"):
+        check_place(tmp_path, after)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def json_ready(value: Any) -> Any:
 
 
 def check_place(folder: Path, wanted: Mapping[str, Any]) -> None:
-    """Makes sure that the folder is free, or holds this very comparison with as many seeds or fewer.
+    """Makes sure that the folder is free, or holds this very comparison with as many seeds and variants, or fewer.
 
     Raises:
         ConfigError: It does not; one line with all differences.
@@ -84,11 +84,11 @@ def check_place(folder: Path, wanted: Mapping[str, Any]) -> None:
         if folder.is_dir() and any(not _is_left_over(path) for path in folder.iterdir()):
             raise ConfigError(f"--out {folder} is not empty and holds no comparison; give another folder")
         return
-    changed = _changes(stored["cells"], json.loads(json.dumps(wanted["cells"])))
+    changed = _changes(stored["cells"], _as_far_as(stored["cells"], json.loads(json.dumps(wanted["cells"]))))
     if changed:
         raise ConfigError(
-            f"--out {folder} holds another comparison: {_listed(changed)}. What is compared is fixed before the runs: "
-            "give another --out"
+            f"--out {folder} holds another comparison: {_listed(changed)}. What is compared is fixed before the runs "
+            "(only seeds and variants may be added): give another --out"
         )
     if stored["seeds"] > wanted["seeds"]:
         raise ConfigError(
@@ -131,7 +131,7 @@ def check_versions(folder: Path, wanted: Mapping[str, Any]) -> str | None:
 
 
 def store(folder: Path, wanted: Mapping[str, Any], *, running: bool) -> None:
-    """Writes comparison.json, if it is not there, has fewer seeds or other effects, or does not name the running code.
+    """Writes comparison.json, if it is not there, has fewer seeds or variants, other effects, or not the running code.
 
     Args:
         folder: The comparison's.
@@ -143,18 +143,24 @@ def store(folder: Path, wanted: Mapping[str, Any], *, running: bool) -> None:
         content = dict(wanted)
     else:
         codes = stored.get("codes", [])
-        now = {cell["label"]: cell["effects"] for cell in wanted["cells"]}
-        fixed = wanted if stored["seeds"] < wanted["seeds"] else stored
+        before = {cell["label"]: cell for cell in stored["cells"]}
         content = {
-            **fixed,
-            # They are how results are read, and no race: they may be named when all runs are over.
-            "cells": [{**cell, "effects": now[cell["label"]]} for cell in fixed["cells"]],
+            **(wanted if stored["seeds"] < wanted["seeds"] else stored),
+            "cells": [_later(before[cell["label"]], cell) for cell in wanted["cells"]],
             "versions": stored["versions"],
             "codes": list(dict.fromkeys([*codes, *(wanted["codes"] if running else [])])),
             "first_seeds": stored.get("first_seeds", stored["seeds"]),
         }
     if content != stored:
         write_atomically(folder / COMPARISON, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def _later(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """A cell with what may be new in it: effects (how results are read, and no race), seeds, and variants, named."""
+    if before["seeds"] == now["seeds"] and before["variants"].keys() == now["variants"].keys():
+        return {**before, "effects": now["effects"]}
+    added = [*before.get("added", ()), *(label for label in now["variants"] if label not in before["variants"])]
+    return {**now, "added": added} if added else dict(now)
 
 
 def _stored(folder: Path) -> dict[str, Any] | None:
@@ -175,6 +181,21 @@ def _stored(folder: Path) -> dict[str, Any] | None:
 def _is_left_over(path: Path) -> bool:
     """What a process leaves that was killed before it wrote comparison.json."""
     return path.is_file() and path.name.startswith((".", COMPARISON))
+
+
+def _as_far_as(was: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cells of `now` without the variants that `was` does not have: those are added, and change nothing."""
+    known = {cell["label"]: cell["variants"] for cell in was}
+    return [
+        {
+            **cell,
+            "variants": {label: each for label, each in cell["variants"].items() if label in known[cell["label"]]},
+            "apart": [label for label in cell["apart"] if label in known[cell["label"]]],
+        }
+        if cell["label"] in known
+        else cell
+        for cell in now
+    ]
 
 
 def _changes(was: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:

@@ -26,6 +26,7 @@ class Cell:
         reference: The variant with which the others are compared; None where none was named.
         oracle: The variant without limits, which has no place among the others; None where none was named.
         apart: Further variants that get no place.
+        added: Variants that were named when the comparison had begun.
         effects: Two variants that differ in one thing, by what that is.
         first_seeds: How many seeds were asked for at first.
         runs: Finished runs by variant, and there by seed; a variant that has none yet is there, too.
@@ -38,6 +39,7 @@ class Cell:
     reference: str | None
     oracle: str | None
     apart: frozenset[str]
+    added: tuple[str, ...]
     effects: Mapping[str, tuple[str, str]]
     first_seeds: int
     runs: Mapping[str, Mapping[int, RunRecords]]
@@ -154,6 +156,7 @@ def _cell(folder: Path, raw: Mapping[str, Any], first_seeds: int, problems: list
         reference=raw["reference"],
         oracle=raw["oracle"],
         apart=frozenset(raw.get("apart", ())),
+        added=tuple(raw.get("added", ())),
         effects={label: (variant, against) for label, (variant, against) in raw.get("effects", {}).items()},
         first_seeds=first_seeds,
         runs=runs,

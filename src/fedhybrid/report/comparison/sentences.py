@@ -118,18 +118,25 @@ def made(comparison: Comparison) -> str:
     seeds = sorted({cell.seeds for cell in comparison.cells})
     listed = "; ".join(", ".join(map(str, each)) for each in seeds)
     versions = ", ".join(f"{name} {number}" for name, number in comparison.versions.items())
-    later = {cell.label: cell.seeds[cell.first_seeds :] for cell in comparison.cells if cell.seeds[cell.first_seeds :]}
-    added = ""
-    if later:
-        names = sorted({seed for each in later.values() for seed in each})
-        where = "" if len(later) == len(comparison.cells) else f" in {len(later):,} of {len(comparison.cells):,} cells"
-        verb = "Seed {} was" if len(names) == 1 else "Seeds {} were"
-        added = f" {verb.format(', '.join(map(str, names)))} added later{where}."
+    later = {
+        "seed": [[str(seed) for seed in cell.seeds[cell.first_seeds :]] for cell in comparison.cells],
+        "variant": [list(cell.added) for cell in comparison.cells],
+    }
+    added = [_added_later(what, cells) for what, cells in later.items() if any(cells)]
     return (
-        f"Seeds {listed}. {sharing_words(comparison.cells)} Targets, "
-        f"{'the first ' if later else ''}seeds and configurations were written to comparison.json before the first "
-        f"run.{added} Versions: {versions}."
+        f"Seeds {listed}. {sharing_words(comparison.cells)} Targets, {'the first ' if any(later['seed']) else ''}seeds "
+        f"and configurations {'of all other variants ' if any(later['variant']) else ''}were written to "
+        f"comparison.json before the first run.{''.join(f' {words}.' for words in added)} Versions: {versions}."
     )
+
+
+def _added_later(what: str, cells: Sequence[Sequence[str]]) -> str:
+    """Which seeds or variants were not asked for at first, and in how many cells."""
+    names = list(dict.fromkeys(name for each in cells for name in each))
+    count = sum(bool(each) for each in cells)
+    where = "" if count == len(cells) else f" in {count:,} of {len(cells):,} cells"
+    verb = f"{what.capitalize()} {{}} was" if len(names) == 1 else f"{what.capitalize()}s {{}} were"
+    return f"{verb.format(', '.join(names))} added later{where}"
 
 
 def _racing(scenes: Sequence[Scene], found: Mapping[str, Overall]) -> dict[str, Overall]:
