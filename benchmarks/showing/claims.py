@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from fedhybrid.report.comparison.statistics import Estimate, estimate
+from showing.ranks import mean_ranks, of_fleets, ranks_in_words
 
 __all__ = ["claims_table"]
 
@@ -14,6 +15,11 @@ _OURS, _PAPERS, _EXCLUSION = "fedhybrid-plus", "fedhybrid-paper", "random-exclus
 _PLANS = ("plus-plans", "paper-plans")
 _DECLARED, _SIBLING = "uci-har, memory tied to data", "uci-har, memory tied to speed"
 _POINTS, _TIMES = 39.2, 15.6  # the paper has "up to +39.1 %" and "up to 15.5x"
+# What ours was chosen or changed on was HAR, Fashion-MNIST and plays with 0.5, and characters (docs/headline.md). The
+# others are further mixtures of such data, and one task of another kind.
+_UNTOUCHED, _UNSEEN = ("fashion-mnist, alpha 0.1", "shakespeare-plays, alpha 0.1", "cifar10"), ("cifar10",)
+_CHANCE = {"uci-har": 1 / 6, "fashion-mnist": 0.1, "cifar10": 0.1, "shakespeare-plays": 1 / 36}
+_ABOVE_CHANCE = 0.05
 
 
 class _Found(NamedTuple):
@@ -44,7 +50,13 @@ def claims_table(numbers: Mapping[str, Any], *, absent: Sequence[str] = ()) -> s
     missing = numbers["missing_runs"]
     whole = bool(cells) and not missing and not absent
     claims = [_declared(cells), _rank(numbers, whole), _beside_paper(cells, whole)]
-    asked = [_soonest(cells, whole), _plans(cells, whole), _memory(cells, whole), _oracle(numbers, whole)]
+    asked = [
+        *_ranks(numbers["cells"], whole),
+        _soonest(cells, whole),
+        _plans(cells, whole),
+        _memory(cells, whole),
+        _oracle(numbers, whole),
+    ]
     words = [f"{len(cells)} cells"]
     words += [f"{missing:,} of their runs are not finished"] if missing else []
     words += [f"not begun: {', '.join(absent)}"] if absent else []
@@ -77,11 +89,43 @@ def _rank(numbers: Mapping[str, Any], whole: bool) -> _Found:
     ranks = {label: each["rank"] for label, each in numbers["overall"].items() if each["rank"] is not None}
     if _OURS not in ranks or len(ranks) == 1:
         return _Found(claim, None, whole)
-    order = sorted(ranks, key=ranks.__getitem__)
-    first = all(ranks[_OURS] < rank for label, rank in ranks.items() if label != _OURS)
-    listed = [*order[:4], *([] if _OURS in order[:4] else [_OURS])]
-    words = f"{', '.join(f'{label} {ranks[label]:.2f}' for label in listed)} ({len(ranks)} have a place)"
-    return _Found(claim, first, whole, words)
+    words = f"{ranks_in_words(mean_ranks(numbers['cells']), _OURS, most=4)} ({len(ranks)} have a place)"
+    return _Found(claim, _is_first(ranks), whole, words)
+
+
+def _ranks(cells: Sequence[Mapping[str, Any]], whole: bool) -> list[_Found]:
+    """The same over some cells and targets only, where the whole could hide something."""
+    speed, data = of_fleets(cells)
+    untouched, unseen = ([cell for cell in cells if _is_of(cell["label"], names)] for names in (_UNTOUCHED, _UNSEEN))
+    some = {
+        "with memory tied to speed": mean_ranks(speed),
+        "with memory tied to data": mean_ranks(data),
+        "in cells after which its policy was not changed": mean_ranks(untouched),
+        "on CIFAR-10, of which nothing was chosen but the learning rate": mean_ranks(unseen),
+        f"by targets {100 * _ABOVE_CHANCE:.0f} points above chance or more": mean_ranks(cells, counts=_above_chance),
+    }
+    return [
+        _Found(f"{_OURS} is first in mean rank {where}", _is_first(ranks), whole, ranks_in_words(ranks, _OURS))
+        if _OURS in ranks and len(ranks) > 1
+        else _Found(f"{_OURS} is first in mean rank {where}", None, whole)
+        for where, ranks in some.items()
+    ]
+
+
+def _is_first(ranks: Mapping[str, float]) -> bool:
+    """Alone."""
+    return all(ranks[_OURS] < rank for label, rank in ranks.items() if label != _OURS)
+
+
+def _is_of(label: str, names: Sequence[str]) -> bool:
+    """Whether a cell is one of these, named by words of its label."""
+    words = label.split(", ")
+    return any(set(name.split(", ")) <= set(words) for name in names)
+
+
+def _above_chance(label: str, target: float) -> bool:
+    chance = _CHANCE.get(label.partition(",")[0], 0.0)
+    return target >= chance + _ABOVE_CHANCE - 1e-9
 
 
 def _beside_paper(cells: Mapping[str, Any], whole: bool) -> _Found:
@@ -91,11 +135,14 @@ def _beside_paper(cells: Mapping[str, Any], whole: bool) -> _Found:
     if not known:
         return _Found(claim, None, whole)
     beyond = sum(-gain.mean > (gain.half or 0.0) for gain in known)
+    above = sum(gain.mean > (gain.half or 0.0) for gain in known)
+    late = _late_gains(list(cells.values()), _PAPERS)
     worst = min(found, key=lambda label: found[label].mean)
+    lower, gain = sum(each.mean < 0 for each in found.values()), fmean(each.mean for each in found.values())
     words = (
-        f"lower in {sum(gain.mean < 0 for gain in found.values())} of {len(found)} cells, by more than the interval in "
-        f"{beyond} of {len(known)}; {100 * fmean(gain.mean for gain in found.values()):+.1f} points on average, least "
-        f"{_points(found[worst])} ({worst})"
+        f"lower in {lower} of {len(found)} cells, by more than the interval in {beyond} of {len(known)}, higher by "
+        f"more in {above}; {100 * gain:+.1f} points on average (by the mean of the last five tests "
+        f"{100 * fmean(late):+.1f}), least {_points(found[worst])} ({worst})"
     )
     return _Found(claim, beyond == 0, whole, words)
 
@@ -115,19 +162,27 @@ def _soonest(cells: Mapping[str, Any], whole: bool) -> _Found:
 
 
 def _plans(cells: Mapping[str, Any], whole: bool) -> _Found:
-    claim = "our plans cost less time than the paper's, where both train with the same devices"
-    pairs = [
-        tuple(cell["variants"][each]["plan_ratio"] for each in _PLANS)
-        for cell in cells.values()
-        if all(cell["variants"].get(each, {}).get("plan_ratio") for each in _PLANS)
-        and _tasks(cell, _PLANS[0]) == _tasks(cell, _PLANS[1])
-    ]
+    claim = (
+        "our plans cost less time than the paper's, on the same devices, in tiers in which both have plans of their own"
+    )
+    pairs, smallest = [], 0
+    for cell in cells.values():
+        ours, papers = (cell["variants"].get(each, {}) for each in _PLANS)
+        for tier in ours.get("tier_plan_ratios", {}).keys() & papers.get("tier_plan_ratios", {}).keys():
+            if tier in ours["smallest_tiers"] or tier in papers["smallest_tiers"]:
+                smallest += 1
+            else:
+                pairs.append((ours["tier_plan_ratios"][tier], papers["tier_plan_ratios"][tier]))
     if not pairs:
         return _Found(claim, None, whole)
-    ours, papers = (fmean(pair[i] - 1 for pair in pairs) for i in (0, 1))
+    means = [fmean(pair[i] - 1 for pair in pairs) for i in (0, 1)]
     lower = sum(own < other for own, other in pairs)
-    words = f"{ours:+.0%} and {papers:+.0%} of a step, mean over cells; less in {lower} of {len(pairs)} cells"
-    return _Found(claim, ours < papers, whole, words)
+    words = (
+        f"{means[0]:+.1%} and {means[1]:+.1%} of a step by the device profiles, mean over {len(pairs)} tiers of cells; "
+        f"less in {lower}. In {smallest} more the paper's solver finds no plan, and devices have our smallest one, "
+        "which tells nothing of it"
+    )
+    return _Found(claim, means[0] < means[1], whole, words)
 
 
 def _memory(cells: Mapping[str, Any], whole: bool) -> _Found:
@@ -146,8 +201,10 @@ def _oracle(numbers: Mapping[str, Any], whole: bool) -> _Found:
     if not ours.get("short") or not ours.get("oracle"):
         return _Found(claim, None, whole)
     short, times, counts = ours["short"], ours["oracle"], ours["oracle_counts"]
+    late = _late_gains(numbers["cells"], "oracle")
     words = (
-        f"{100 * short['mean']:+.1f} points (cells: {100 * short['low']:+.1f} to {100 * short['high']:+.1f}), "
+        f"{100 * short['mean']:+.1f} points (cells: {100 * short['low']:+.1f} to {100 * short['high']:+.1f}; by the "
+        f"mean of the last five tests {100 * fmean(late):+.1f}), "
         f"{times['mean']:.2f} times its time to targets (cells: {times['low']:.2f} to {times['high']:.2f}; "
         f"{counts[0]} reached by both, {counts[1]} alone, {counts[2]} missed)"
     )
@@ -169,9 +226,10 @@ def _whole(cell: Mapping[str, Any], *labels: str) -> bool:
     return not any(cell["missing"].get(label) for label in labels)
 
 
-def _tasks(cell: Mapping[str, Any], label: str) -> dict[str, float]:
-    """How many each tier completed."""
-    return {tier: each["tasks"] for tier, each in cell["variants"][label]["tiers"].items()}
+def _late_gains(cells: Sequence[Mapping[str, Any]], other: str) -> list[float]:
+    """Mean accuracy of late tests minus the other's, of each cell that has both; the final test alone swings more."""
+    pairs = [(cell["variants"].get(_OURS), cell["variants"].get(other)) for cell in cells]
+    return [one["late"]["mean"] - two["late"]["mean"] for one, two in pairs if one and two]
 
 
 def _points(found: Estimate) -> str:

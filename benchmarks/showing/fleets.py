@@ -6,52 +6,67 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, geometric_mean
 from typing import Any
 
+from showing.ranks import mean_ranks, of_fleets
+
 __all__ = ["fleets_table"]
 
-_TIED_TO_DATA = "memory tied to data"  # part of a cell's label; all other cells tie memory to speed
 _NOTHING = "\u2013"
 
 
 def fleets_table(numbers: Mapping[str, Any]) -> str:
-    """One line a variant that has a place: accuracy against the reference by fleet, and what the whole comes to.
+    """One line a variant that has a place: accuracy and rank by fleet, at equal rounds and at equal time.
 
     Args:
         numbers: A comparison's `table.json`.
     """
     cells = numbers["cells"]
-    data = [cell for cell in cells if _TIED_TO_DATA in cell["label"]]
-    speed = [cell for cell in cells if cell not in data]
-    head = (
-        "variant",
-        f"memory tied to speed, {len(speed)} cells",
-        f"memory tied to data, {len(data)} cells",
-        f"all {len(cells)} cells",
-        "from no limits",
-        "times its time to targets",
-        "mean rank",
-    )
+    fleets = of_fleets(cells)
+    ranks = [mean_ranks(own) for own in (*fleets, cells)]
+    head = ["variant"]
+    for own, tied in zip(fleets, ("speed", "data"), strict=True):
+        head += [f"memory tied to {tied}, {len(own)} cells", "when exclusion ends"]
+    head += [f"all {len(cells)} cells", "when exclusion ends", "from no limits", "time / no limits\u2019"]
+    head += ["mean rank: speed, data, all"]
     lines = [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
     for label, each in numbers["overall"].items():
         if each["rank"] is None:
             continue
-        gains = [_spread(_values(own, label, "difference"), _points) for own in (speed, data, cells)]
-        short = _spread(_values(cells, label, "short"), _points)
+        row = [f"{label} ({each['runs']} of {each['runs'] + each['missing']} runs)" if each["missing"] else label]
+        for own in (*fleets, cells):
+            row += [_spread(_values(own, label, "difference"), _points), _in_time(own, label)]
         ratios = [1 / found["ratio"] for cell in cells if (found := _of(cell, label, "oracle")) and found["ratio"]]
         both, _, missed = each["oracle_counts"]
         times = _spread(ratios, "{:.2f}\u00d7".format, mean=geometric_mean)
-        times += f"; {missed} of {both + missed} missed" if missed else ""
-        name = f"{label} ({each['runs']} of {each['runs'] + each['missing']} runs)" if each["missing"] else label
-        lines.append(f"| {' | '.join([name, *gains, short, times, format(each['rank'], '.2f')])} |")
+        row += [_spread(_values(cells, label, "short"), _points)]
+        row += [times + (f"; {missed} of {both + missed} missed" if missed else "")]
+        row += [", ".join(format(found[label], ".2f") if label in found else _NOTHING for found in ranks)]
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(
         [
             *lines,
             "",
             "Final accuracy against random-exclusion and from the oracle in percentage points, mean over cells (least "
-            "to most). Times are to the targets that both reached, means geometric; missed are those of the oracle's, "
-            "of all seeds and cells. Rank: place in time to targets.",
+            "to most): all have had equal rounds, which is not equal time. When exclusion ends: the accuracy that each "
+            "had at the virtual time at which exclusion\u2019s run was over, against exclusion\u2019s last. Times are "
+            "virtual, to the targets that both reached, means geometric; missed are those of the oracle\u2019s, of "
+            "all seeds and cells. Rank: mean place in time to the targets, 1 is best.",
             "",
         ]
     )
+
+
+def _in_time(cells: Sequence[Mapping[str, Any]], label: str) -> str:
+    """How far from the reference when its run with the same seed is over."""
+    found = []
+    for cell in cells:
+        own, reference = cell["variants"].get(label), cell["variants"].get(cell["reference"])
+        if own is None or reference is None or own is reference or not own["at_reference_end"]:
+            continue
+        ends = dict(zip(reference["seeds"], reference["final"]["values"], strict=True))
+        seeds = [seed for seed in own["seeds"] if seed in ends]
+        values = zip(seeds, own["at_reference_end"]["values"], strict=True)
+        found.append(fmean(value - ends[seed] for seed, value in values))
+    return _points(fmean(found)) if found else _NOTHING
 
 
 def _of(cell: Mapping[str, Any], label: str, name: str) -> Any:

@@ -84,20 +84,30 @@ def test_what_is_finished_is_answered_with_both_fleets(tmp_path: Path, monkeypat
     rows = rows_of(compared(tmp_path), (), monkeypatch)
     declared = found_of(rows, "39.2 points above")
     assert declared.startswith("yes: +58.0 ± 0.0 points (3 seeds); with memory tied to speed: +10.0 ± 0.0 points")
-    assert found_of(rows, "mean rank").startswith("yes: fedhybrid-plus 1.50, random-exclusion 2.00, ")
+    assert found_of(rows, "all cells together").startswith("yes: fedhybrid-plus 1.50, random-exclusion 2.00, ")
+    assert found_of(rows, "rank with memory tied to speed") == "no: random-exclusion 1.00, fedhybrid-plus 2.00, " + (
+        "fedhybrid-paper 3.00"
+    )
+    assert found_of(rows, "rank with memory tied to data").startswith("yes: fedhybrid-plus 1.00, fedhybrid-paper 2.00")
+    assert found_of(rows, "rank in cells after which") == found_of(rows, "rank on CIFAR-10") == "not run"
+    assert found_of(rows, "above chance").startswith("yes: fedhybrid-plus 1.50, ")
     assert found_of(rows, "nowhere worse") == (
-        "no: lower in 1 of 2 cells, by more than the interval in 1 of 2; +4.0 points on average, least -2.0 ± 0.0 "
-        "points (3 seeds) (uci-har, memory tied to data)"
+        "no: lower in 1 of 2 cells, by more than the interval in 1 of 2, higher by more in 1; +4.0 points on average "
+        "(by the mean of the last five tests +2.0), least -2.0 ± 0.0 points (3 seeds) (uci-har, memory tied to data)"
     )
     assert found_of(rows, "times sooner").startswith("no: 0.62 to 1.25 times in 2 cells, most in uci-har, memory tied")
     assert found_of(rows, "our plans") == "not run"
     assert found_of(rows, "budget").startswith("yes: 0 of ")
-    assert found_of(rows, "no limit at all").startswith("yes: -0.5 points (cells: -0.5 to -0.5), 0.80 times its time")
+    assert found_of(rows, "no limit at all").startswith(
+        "yes: -0.5 points (cells: -0.5 to -0.5; by the mean of the last five tests -0.3), 0.80 times its time"
+    )
 
 
 def test_nobody_is_first_who_shares_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     curves = {**CURVES, "fedhybrid-paper": CURVES["fedhybrid-plus"]}
-    assert found_of(rows_of(compared(tmp_path, curves=curves), (), monkeypatch), "mean rank").startswith("no: ")
+    assert found_of(rows_of(compared(tmp_path, curves=curves), (), monkeypatch), "all cells together").startswith(
+        "no: "
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,8 +119,8 @@ def test_nobody_is_first_who_shares_the_place(tmp_path: Path, monkeypatch: pytes
         ([(CELLS[0], 3, "oracle")], (), ("39.2 points above", "yes: ")),
         ([(CELLS[1], s, "random-exclusion") for s in (1, 2, 3)], (), ("39.2 points above", "not run")),
         ([(CELLS[1], s, "fedhybrid-plus") for s in (1, 2, 3)], (), ("39.2 points above", "not run")),
-        ([(CELLS[0], 3, "oracle")], (), ("mean rank", "so far yes: ")),
-        ([], ["cifar10"], ("mean rank", "so far yes: ")),
+        ([(CELLS[0], 3, "oracle")], (), ("all cells together", "so far yes: ")),
+        ([], ["cifar10"], ("all cells together", "so far yes: ")),
         ([], ["cifar10"], ("39.2 points above", "yes: ")),
         ([], ["cifar10"], ("nowhere worse", "so far no: ")),
         ([(c, s, v) for c in CELLS for s in (1, 2, 3) for v in CURVES], (), ("budget", "not run")),
@@ -126,7 +136,7 @@ def test_nothing_counts_for_more_than_is_there(
     rows = rows_of(compared(tmp_path, without=without), absent, monkeypatch)
     words, found = answer
     assert found_of(rows, words).startswith(found)
-    assert len(rows) == 2 + 3 + 4, "two heads, three claims, four questions, whatever is missing"
+    assert len(rows) == 2 + 3 + 9, "two heads, three claims, nine questions, whatever is missing"
 
 
 def test_claims_are_those_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,9 +265,9 @@ def test_records_are_replaced_by_no_worse_ones(
     kept = records.read_bytes()
     compared(tmp_path / "begun/uci-har", without=[(CELLS[0], 3, "oracle")])
     _, numbers = benchmark(tmp_path / "begun")
-    assert numbers["missing_runs"] == 1, "the page is of one's own runs"
+    assert numbers["missing_runs"] == 0, "a note is not replaced by one of fewer runs"
     told = capsys.readouterr().err
-    assert f"uci-har: 23 runs in {tmp_path / 'begun/uci-har'}\n" in told
+    assert f"uci-har: 24 runs from {records}, more than the 23 in {tmp_path / 'begun/uci-har'}\n" in told
     assert "uci-har: 23 runs, fewer than the 24 recorded; the records stay as they are" in told
     changed[0] = True
     compared(tmp_path / "other/uci-har", curves={**CURVES, "fedhybrid-plus": CURVES["oracle"]})
@@ -307,13 +317,16 @@ def test_fleets_stand_apart_and_together(tmp_path: Path, monkeypatch: pytest.Mon
     from showing import fleets_table  # noqa: PLC0415 - the folder is on the path only here
 
     lines = fleets_table(compared(tmp_path)).splitlines()
-    assert lines[0].startswith(
-        "| variant | memory tied to speed, 1 cells | memory tied to data, 1 cells | all 2 cells |"
-    )
+    heads = lines[0].strip("| ").split(" | ")
+    assert heads[1::2] == ["memory tied to speed, 1 cells", "memory tied to data, 1 cells", "all 2 cells", *heads[7::2]]
+    assert heads[2:7:2] == ["when exclusion ends"] * 3
     rows = {cells[0]: cells[1:] for line in lines[2:] if (cells := line.strip("| ").split(" | "))}
     assert "oracle" not in rows, "it has no place"
     # Against exclusion +10 and +58 points; from the oracle -0.5 points in both; the targets are reached at 0.8 s, the
     # oracle's at 1 s.
-    assert rows["fedhybrid-plus"][:3] == ["+10.0", "+58.0", "+34.0 (+10.0 to +58.0)"]
-    assert rows["fedhybrid-plus"][3:] == ["-0.5 (-0.5 to -0.5)", "0.80\u00d7 (0.80\u00d7 to 0.80\u00d7)", "1.50"]
-    assert rows["random-exclusion"][4] == "0.50\u00d7; 3 of 6 missed"
+    # Exclusion ends after 1 s, with 0.8 and 0.3; ours has 0.6 then.
+    assert rows["fedhybrid-plus"][:6] == ["+10.0", "-20.0", "+58.0", "+30.0", "+34.0 (+10.0 to +58.0)", "+5.0"]
+    assert rows["fedhybrid-plus"][6:8] == ["-0.5 (-0.5 to -0.5)", "0.80\u00d7 (0.80\u00d7 to 0.80\u00d7)"]
+    assert rows["fedhybrid-plus"][8] == "2.00, 1.00, 1.50"
+    assert rows["random-exclusion"][:6] == ["\u2013"] * 6
+    assert rows["random-exclusion"][7] == "0.50\u00d7; 3 of 6 missed"

@@ -23,10 +23,11 @@ from fedhybrid.graph import exchanged_bytes
 from fedhybrid.planner import SOLVERS, Plan
 from fedhybrid.records import IntArray, TensorTimes
 
-__all__ = ["COARSE_BUCKETS", "FINE_BUCKETS", "Shelf", "bucket_bytes", "bucket_name", "submodel_of"]
+__all__ = ["COARSE_BUCKETS", "FINE_BUCKETS", "Shelf", "bucket_bytes", "bucket_name", "is_smallest", "submodel_of"]
 
 B = TypeVar("B", int, IntArray)
 _AT = "@"  # between a plan's own name and that of its submodel
+_SMALLEST = "smallest"  # ends the name of a device's smallest plan
 
 FINE_BUCKETS = 256  # rounding down costs a budget at most 1/256 of the eager peak, and a fleet needs few plans
 COARSE_BUCKETS = 16  # where each client has its own budget, or budgets move: rungs of a ladder of plans
@@ -58,6 +59,15 @@ def submodel_of(plan: str) -> str:
     ('', 'cut-3')
     """
     return plan.partition(_AT)[2]
+
+
+def is_smallest(plan: str) -> bool:
+    """Whether a plan of this name is the smallest of its device, which the solver that was asked for did not find.
+
+    >>> is_smallest("laptop-smallest"), is_smallest("laptop-smallest@cut-3"), is_smallest("laptop-60MiB")
+    (True, True, False)
+    """
+    return plan.partition(_AT)[0].endswith(f"-{_SMALLEST}")
 
 
 @final
@@ -212,8 +222,8 @@ class Shelf:
             solve = priced.solved_by if one_plan in SOLVERS else priced.packed_whole
             return self._named(device, one_plan, partial(solve, one_plan))
         if not self._one_floor:
-            return self._named(device, "smallest", partial(self._priced[device].smallest, actions=self._floor_actions))
-        return self._named(device, "smallest", lambda: self._priced[device].repriced(self._floor))
+            return self._named(device, _SMALLEST, partial(self._priced[device].smallest, actions=self._floor_actions))
+        return self._named(device, _SMALLEST, lambda: self._priced[device].repriced(self._floor))
 
     @cached_property
     def _floor(self) -> Plan:

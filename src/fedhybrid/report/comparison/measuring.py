@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from fedhybrid.engine.shelf import is_smallest
 from fedhybrid.records import Summary
 from fedhybrid.report.comparison.load import Cell
 from fedhybrid.report.comparison.results import CellResult, TierResult, VariantResult
@@ -14,6 +15,8 @@ from fedhybrid.report.load import RunRecords
 from fedhybrid.report.tasks import failed_tasks, measured_tasks, training_tasks, violations
 
 __all__ = ["measure_cell", "plan_ratio"]
+
+_LATE = 5  # tests
 
 
 def measure_cell(cell: Cell) -> CellResult:
@@ -87,6 +90,7 @@ def _variant(
         seeds=tuple(runs),
         final=_always(runs, lambda summary: summary.final_accuracy),
         best=_always(runs, lambda summary: summary.best_accuracy),
+        late=_late(runs),
         difference=difference(runs, reference),
         short=difference(runs, oracle),
         at_reference_end=_at_end_of(runs, best),
@@ -113,6 +117,9 @@ def _variant(
             for tier in dict.fromkeys(task.tier for task in tasks)
             if (ratio := plan_ratio(every, tier)) is not None
         },
+        smallest_tiers=tuple(
+            dict.fromkeys(task.tier for task in tasks if task.plan is not None and is_smallest(task.plan))
+        ),
         peak_ratio=max(((task.measured_peak_bytes or 0) / task.budget_bytes for task in tasks), default=None),
     )
 
@@ -129,6 +136,13 @@ def _at_end_of(runs: Seeds, other: Seeds) -> Estimate | None:
             return None
         found.append(tests[-1])
     return estimate(found)
+
+
+def _late(runs: Seeds) -> Estimate:
+    curves = [[test.accuracy for test in accuracy_curve(run)][-_LATE:] for run in runs.values()]
+    found = estimate([sum(curve) / len(curve) for curve in curves])
+    assert found is not None
+    return found
 
 
 def _always(runs: Seeds, of: Callable[[Summary], float]) -> Estimate:

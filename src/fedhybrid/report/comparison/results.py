@@ -34,6 +34,7 @@ class VariantResult:
         seeds: Of its finished runs.
         final: Accuracy at the end.
         best: The best accuracy of each run.
+        late: Mean accuracy of each run's last five tests (of all, where there are fewer): a single test swings more.
         difference: Final accuracy minus the reference's with the same seed; None for the reference.
         short: Final accuracy minus the oracle's with the same seed; None for the oracle, and where there is none.
         at_reference_end: Accuracy of the last test before the reference's run with the same seed was over; None where
@@ -56,6 +57,7 @@ class VariantResult:
             of tasks whose plan changes the step; None where there are none.
         tier_plan_ratios: The same for each tier whose plans change the step. Variants that serve different devices can
             only be compared by these.
+        smallest_tiers: Tiers in which the solver found no plan within the budget, so that devices got the smallest one.
         peak_ratio: The largest measured peak / budget of any task.
     """
 
@@ -64,6 +66,7 @@ class VariantResult:
     seeds: tuple[int, ...]
     final: Estimate
     best: Estimate
+    late: Estimate
     difference: Estimate | None
     short: Estimate | None
     at_reference_end: Estimate | None
@@ -83,6 +86,7 @@ class VariantResult:
     short_steps: int
     plan_ratio: float | None
     tier_plan_ratios: Mapping[str, float]
+    smallest_tiers: tuple[str, ...]
     peak_ratio: float | None
 
 
