@@ -45,6 +45,7 @@ def run(
     task, with budget, planned and measured peak), plans/, config.toml (complete) and model.safetensors.
     """
     from fedhybrid import experiment
+    from fedhybrid.engine.footprint import keep_freed_memory
 
     settings = parse_assignments(overrides or ())
     if print_config:
@@ -53,6 +54,7 @@ def run(
     if out is None:
         raise ConfigError("--out DIR is missing; give a folder for the run, for example --out runs/first")
     check_out(out, lambda: experiment.config_toml(recipe, settings))
+    keep_freed_memory()
     with told() as progress:
         result = experiment.run(recipe, out=out, overrides=settings, resume=resume, progress=progress)
     close_run(out, result.summaries)

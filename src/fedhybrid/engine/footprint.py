@@ -1,14 +1,18 @@
-"""What this process takes of the machine's memory, and giving back what it does not need any more."""
+"""What this process takes of the machine's memory; giving back what it does not need any more, or keeping it."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import gc
+import os
 import sys
 from pathlib import Path
 
-__all__ = ["give_back_memory", "process_memory", "process_resident_bytes"]
+__all__ = ["give_back_memory", "keep_freed_memory", "process_memory", "process_resident_bytes"]
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as glibc's malloc.h calls them
+_KEPT_BLOCK_BYTES, _KEPT_FREE_BYTES = 2**30, 2**31 - 1
 
 
 def process_memory() -> dict[str, int]:
@@ -48,6 +52,21 @@ def give_back_memory(*, collect: bool = False) -> None:
         gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another allocator than glibc's
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep freed blocks of up to 1 GiB for the next use, where it else asks the system for new pages.
+
+    Tests of a model on 256 samples at once are mostly that: with it they take a quarter of the time (MobileNetV2 on CIFAR-10), with
+    the same bits. For processes of our own that train federations on a computer; devices give memory back. Whoever
+    sets MALLOC_ variables knows better, and another allocator than glibc's is left as it is.
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        change = ctypes.CDLL(None).mallopt
+        change(_M_MMAP_THRESHOLD, _KEPT_BLOCK_BYTES)
+        change(_M_TRIM_THRESHOLD, _KEPT_FREE_BYTES)
 
 
 def _status() -> dict[str, int]:

@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import Any, TextIO, final
 
 from fedhybrid.engine import RunFolder, process_resident_bytes, run_federation
+from fedhybrid.engine.footprint import keep_freed_memory
 from fedhybrid.errors import FedHybridError
 from fedhybrid.experiment.build import Datasets, build_federation
 from fedhybrid.experiment.check import load_config
@@ -56,6 +57,7 @@ class _Teller:
 
 def main() -> int:
     """Runs what the folders' configurations say; the exit code is 0 also where errors have been told."""
+    keep_freed_memory()
     runtime_bytes = process_resident_bytes()
     teller = _Teller(os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8"))
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not mix with the messages
