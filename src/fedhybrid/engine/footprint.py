@@ -57,9 +57,9 @@ def give_back_memory(*, collect: bool = False) -> None:
 def keep_freed_memory() -> None:
     """Has glibc keep freed blocks of up to 1 GiB for the next use, where it else asks the system for new pages.
 
-    Tests of a model on 256 samples at once are mostly that: with it they take a quarter of the time (MobileNetV2 on CIFAR-10), with
-    the same bits. For processes of our own that train federations on a computer; devices give memory back. Whoever
-    sets MALLOC_ variables knows better, and another allocator than glibc's is left as it is.
+    Tests of a model on 256 samples at once are mostly that: with it they take a quarter of the time (MobileNetV2 on
+    CIFAR-10), with the same bits. For processes of our own that train federations on a computer; devices give memory
+    back. Whoever sets MALLOC_ variables knows better, and another allocator than glibc's is left as it is.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return
