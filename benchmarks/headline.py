@@ -170,7 +170,7 @@ def _note(
             "parts": ", ".join(names),
             "seeds": ", ".join(map(str, seeds)),
             "time": "virtual",
-            "made by": ", ".join(f"{name} {each}" for name, each in numbers["versions"].items()),
+            "begun with": ", ".join(f"{name} {each}" for name, each in numbers["versions"].items()),
         },
         body="\n".join(
             [

@@ -90,7 +90,7 @@ def test_what_is_finished_is_answered_with_both_fleets(tmp_path: Path, monkeypat
     )
     assert found_of(rows, "rank with memory tied to data").startswith("yes: fedhybrid-plus 1.00, fedhybrid-paper 2.00")
     assert found_of(rows, "rank in cells after which") == found_of(rows, "rank on CIFAR-10") == "not run"
-    assert found_of(rows, "above chance").startswith("yes: fedhybrid-plus 1.50, ")
+    assert found_of(rows, "above what guessing").startswith("yes: fedhybrid-plus 1.50, ")
     assert found_of(rows, "nowhere worse") == (
         "no: lower in 1 of 2 cells, by more than the interval in 1 of 2, higher by more in 1; +4.0 points on average "
         "(by the mean of the last five tests +2.0), least -2.0 ± 0.0 points (3 seeds) (uci-har, memory tied to data)"
@@ -218,7 +218,7 @@ def test_the_note_has_the_command_that_makes_it(tmp_path: Path, benchmark: Bench
     for part in (
         "benchmarks/headline.py --root DATA --out DIR --settings uci-har --seeds 3 --note\n",
         "- seeds: 1, 2, 3\n",
-        "- made by: fedhybrid 0.1.0, torch 2.13.0, python 3.11.7\n",
+        "- begun with: fedhybrid 0.1.0, torch 2.13.0, python 3.11.7\n",
         "2 cells; not begun: fashion-mnist-alpha-0.1, fashion-mnist-alpha-0.5, shakespeare-plays-alpha-0.1, ",
         "## All cells together",
         "<summary>uci-har.toml, complete</summary>",

@@ -12,7 +12,8 @@ from pathlib import Path
 __all__ = ["give_back_memory", "keep_freed_memory", "process_memory", "process_resident_bytes"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as glibc's malloc.h calls them
-_KEPT_BLOCK_BYTES, _KEPT_FREE_BYTES = 2**30, 2**31 - 1
+# Older releases (before 2.35) take no more than 32 MiB, and say so.
+_KEPT_BLOCK_BYTES, _KEPT_FREE_BYTES = (2**30, 2**25), 2**31 - 1
 
 
 def process_memory() -> dict[str, int]:
@@ -59,14 +60,15 @@ def keep_freed_memory() -> None:
 
     Tests of a model on 256 samples at once are mostly that: with it they take a quarter of the time (MobileNetV2 on
     CIFAR-10), with the same bits. For processes of our own that train federations on a computer; devices give memory
-    back. Whoever sets MALLOC_ variables knows better, and another allocator than glibc's is left as it is.
+    back. Whoever sets MALLOC_ variables or tunables knows better, and another allocator than glibc's is left as it is.
     """
-    if any(name.startswith("MALLOC_") for name in os.environ):
+    if any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
     with contextlib.suppress(OSError, AttributeError):
         change = ctypes.CDLL(None).mallopt
-        change(_M_MMAP_THRESHOLD, _KEPT_BLOCK_BYTES)
-        change(_M_TRIM_THRESHOLD, _KEPT_FREE_BYTES)
+        # Without the first change the second does harm: all larger blocks would be asked for anew.
+        if any(change(_M_MMAP_THRESHOLD, most_bytes) for most_bytes in _KEPT_BLOCK_BYTES):
+            change(_M_TRIM_THRESHOLD, _KEPT_FREE_BYTES)
 
 
 def _status() -> dict[str, int]:
