@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from fedhybrid.report.comparison.overall import sides
 from fedhybrid.report.comparison.statistics import Estimate, estimate
 from showing.ranks import mean_ranks, of_fleets, ranks_in_words
 
@@ -92,10 +93,10 @@ def _declared(cells: Mapping[str, Any]) -> _Found:
 
 def _rank(numbers: Mapping[str, Any], whole: bool) -> _Found:
     claim = f"{_OURS} is first in mean rank of time to the targets, all cells together"
-    ranks = {label: each["rank"] for label, each in numbers["overall"].items() if each["rank"] is not None}
+    ranks = mean_ranks(numbers["cells"])
     if _OURS not in ranks or len(ranks) == 1:
         return _Found(claim, None, whole)
-    words = f"{ranks_in_words(mean_ranks(numbers['cells']), _OURS, most=4)} ({len(ranks)} have a place)"
+    words = f"{ranks_in_words(ranks, _OURS, most=4)} ({len(ranks)} have a place)"
     return _Found(claim, _is_first(ranks), whole, words)
 
 
@@ -138,16 +139,14 @@ def _above_chance(label: str, target: float) -> bool:
 def _beside_paper(cells: Mapping[str, Any], whole: bool) -> _Found:
     claim = f"{_OURS} is nowhere worse than {_PAPERS} beyond the interval"
     found = {label: gain for label, cell in cells.items() if (gain := _gain(cell, _OURS, _PAPERS)) is not None}
-    known = [gain for gain in found.values() if gain.half is not None]
+    above, beyond, known = sides(list(found.values()))
     if not known:
         return _Found(claim, None, whole)
-    beyond = sum(-gain.mean > (gain.half or 0.0) for gain in known)
-    above = sum(gain.mean > (gain.half or 0.0) for gain in known)
     late = _late_gains(list(cells.values()), _PAPERS)
     worst = min(found, key=lambda label: found[label].mean)
     lower, gain = sum(each.mean < 0 for each in found.values()), fmean(each.mean for each in found.values())
     words = (
-        f"lower in {lower} of {len(found)} cells, by more than the interval in {beyond} of {len(known)}, higher by "
+        f"lower in {lower} of {len(found)} cells, by more than the interval in {beyond} of {known}, higher by "
         f"more in {above}; {100 * gain:+.1f} points on average (by the mean of the last five tests "
         f"{100 * fmean(late):+.1f}), least {_points(found[worst])} ({worst})"
     )

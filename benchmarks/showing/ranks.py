@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-__all__ = ["TIED_TO_DATA", "mean_ranks", "of_fleets", "ranks_in_words"]
+__all__ = ["mean_ranks", "of_fleets", "ranks_in_words"]
 
-TIED_TO_DATA = "memory tied to data"  # part of a cell's label; all other cells tie memory to speed
+_TIED_TO_DATA = "memory tied to data"  # part of a cell's label; all other cells tie memory to speed
 
 
 def of_fleets(cells: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
     """Cells in which memory is tied to speed, and those in which it is tied to data."""
-    data = [cell for cell in cells if TIED_TO_DATA in cell["label"]]
+    data = [cell for cell in cells if _TIED_TO_DATA in cell["label"]]
     return [cell for cell in cells if cell not in data], data
 
 
