@@ -29,6 +29,7 @@ from showing import machine, note_name, overhead_table, write_note
 
 from fedhybrid.engine import Federation, PlanBook
 from fedhybrid.engine.runtime import classification_loss, one_thread
+from fedhybrid.engine.shelf import is_stand_in
 from fedhybrid.errors import ConfigError, FedHybridError
 from fedhybrid.executor import PreparedStep, TrainStep, prepare_step
 from fedhybrid.experiment import build_federation
@@ -87,8 +88,8 @@ def _setting(setting: str, given: argparse.Namespace) -> Iterator[Row]:
             measured = measure(prepared, plans, steps=job.work.steps, turns=given.turns)
             for kind in PLANS:
                 row = {"setting": setting, "tier": tier.name, "plans": kind, "budget_bytes": budget_bytes}
-                # The solver that was asked for may find nothing; then devices have the smallest plan of our own.
-                own = not (names[kind] or "").endswith("-smallest")
+                # The solver that was asked for may find nothing; then devices have one of our own.
+                own = not is_stand_in(names[kind] or "")
                 yield {**row, "plan": names[kind], "own": own, **measured.get(kind, {})}
 
 

@@ -20,13 +20,14 @@ from fedhybrid.devices import load_profile
 from fedhybrid.engine.labour import Attend
 from fedhybrid.engine.plans import COARSE_BUCKETS, FINE_BUCKETS, PlanBook
 from fedhybrid.engine.runtime import Station, Workbench, classification_loss, one_thread
-from fedhybrid.executor import LOSS_FREE, SGD, PlanOptions, PreparedStep, TrainStep, prepare_step
+from fedhybrid.executor import SGD, PlanOptions, PreparedStep, TrainStep, prepare_step
 from fedhybrid.models import build_model
 from fedhybrid.protocols import Method, Optimizer, Submodel
 from fedhybrid.records import LocalWork
 from fedhybrid.tree import Tensors, buffers_of, detached_copy, tensors_of
 
 BATCH = 8
+EXACT = PlanOptions(actions=("recompute",))
 DEVICES = {name: load_profile(name) for name in ("laptop", "raspberry-pi-4")}
 SHARDS = DealtShards.of([np.arange(0, 40), np.arange(40, 59), np.arange(60, 63)])
 WORK = LocalWork(epochs=1, batch_size=BATCH, lr=0.05)
@@ -80,10 +81,9 @@ def plan_book(
     enabled: bool = True,
     codec: str | None = None,
     buckets: int = FINE_BUCKETS,
-    actions: tuple[str, ...] = ("recompute",),
+    planning: PlanOptions = EXACT,
 ) -> PlanBook:
     """A plan book for both devices."""
-    planning = PlanOptions(actions=actions)
     return PlanBook(prepared, DEVICES, folder, enabled=enabled, planning=planning, codec=codec, buckets=buckets)
 
 
@@ -134,6 +134,6 @@ def shop(optimizer: Optimizer | None = None) -> Shop:
             prepared=prepared,
             bench=workbench(model, prepared),
             weights=detached_copy(tensors_of(model)),
-            ladder=plan_book(prepared, folder / "ladder", buckets=COARSE_BUCKETS, actions=LOSS_FREE),
+            ladder=plan_book(prepared, folder / "ladder", buckets=COARSE_BUCKETS, planning=PlanOptions()),
             plain=plan_book(prepared, folder / "plain", enabled=False),
         )

@@ -171,12 +171,12 @@ def _plans(cells: Mapping[str, Any], whole: bool) -> _Found:
     claim = (
         "our plans cost less time than the paper's, on the same devices, in tiers in which both have plans of their own"
     )
-    pairs, smallest = [], 0
+    pairs, stand_ins = [], 0
     for cell in cells.values():
         ours, papers = (cell["variants"].get(each, {}) for each in _PLANS)
         for tier in ours.get("tier_plan_ratios", {}).keys() & papers.get("tier_plan_ratios", {}).keys():
-            if tier in ours["smallest_tiers"] or tier in papers["smallest_tiers"]:
-                smallest += 1
+            if tier in ours["stand_in_tiers"] or tier in papers["stand_in_tiers"]:
+                stand_ins += 1
             else:
                 pairs.append((ours["tier_plan_ratios"][tier], papers["tier_plan_ratios"][tier]))
     if not pairs:
@@ -185,8 +185,8 @@ def _plans(cells: Mapping[str, Any], whole: bool) -> _Found:
     lower = sum(own < other for own, other in pairs)
     words = (
         f"{means[0]:+.1%} and {means[1]:+.1%} of a step by the device profiles, mean over {len(pairs)} tiers of cells; "
-        f"less in {lower}. In {smallest} more the paper's solver finds no plan, and devices have our smallest one, "
-        "which tells nothing of it"
+        f"less in {lower}. In {stand_ins} more the paper's solver finds no plan, and devices have one of ours, which "
+        "tells nothing of it"
     )
     return _Found(claim, means[0] < means[1], whole, words)
 

@@ -14,8 +14,9 @@ from torch import nn
 
 from fedhybrid.engine.plans import PlanBook, bucket_bytes, bucket_name
 from fedhybrid.engine.runtime import one_thread
+from fedhybrid.engine.shelf import is_stand_in
 from fedhybrid.errors import ConfigError
-from fedhybrid.executor import PreparedStep
+from fedhybrid.executor import PlanOptions, PreparedStep
 from fedhybrid.models import build_model
 
 MIB = 2**20
@@ -86,11 +87,33 @@ class TestChoice:
         smallest = {}
         for name, actions in allowed.items():
             (tmp_path / name).mkdir()
-            book = plan_book(prepared, tmp_path / name, actions=actions)
+            book = plan_book(prepared, tmp_path / name, planning=PlanOptions(actions=actions))
             smallest[name] = book.program("laptop", "laptop-smallest")
         assert not smallest["exact"].splits
         assert smallest["split"].splits
         assert smallest["split"].peak_bytes < smallest["exact"].peak_bytes
+
+    def test_where_the_solver_finds_nothing_ours_stands_in(self, prepared: PreparedStep, tmp_path: Path) -> None:
+        """Asked for the paper's solver, a device whose budget that cannot meet gets a cheap plan, not the dearest."""
+        paper = PlanOptions(
+            solver="greedy-mps",
+            actions=("recompute", "encode"),
+            codecs=("channel-mix",),
+            max_gradient_error=math.inf,
+        )
+        for name in ("paper", "ours"):
+            (tmp_path / name).mkdir()
+        book = plan_book(prepared, tmp_path / "paper", planning=paper)
+        ours = plan_book(prepared, tmp_path / "ours", planning=PlanOptions())
+        budgets = [budget_of(book, share) for share in (0.28, 0.45, 0.8)]
+        names = [book.choose("laptop", budget) for budget in budgets]
+        assert [is_stand_in(name or "") for name in names] == [True, False, False]
+        stand_in = book.program("laptop", names[0])
+        assert stand_in.key == ours.program("laptop", ours.choose("laptop", budgets[0])).key
+        assert stand_in.peak_bytes <= budgets[0]
+        assert stand_in.step_time_s < book.program("laptop", "laptop-smallest").step_time_s
+        after_a_stop = plan_book(prepared, tmp_path / "paper", planning=paper)
+        assert after_a_stop.choose("laptop", budgets[0]) == names[0]
 
     def test_below_the_smallest_plan_nothing_fits(self, book: PlanBook) -> None:
         budget = book.smallest_bytes - 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar, final
@@ -23,11 +24,12 @@ from fedhybrid.graph import exchanged_bytes
 from fedhybrid.planner import SOLVERS, Plan
 from fedhybrid.records import IntArray, TensorTimes
 
-__all__ = ["COARSE_BUCKETS", "FINE_BUCKETS", "Shelf", "bucket_bytes", "bucket_name", "is_smallest", "submodel_of"]
+__all__ = ["COARSE_BUCKETS", "FINE_BUCKETS", "Shelf", "bucket_bytes", "bucket_name", "is_stand_in", "submodel_of"]
 
 B = TypeVar("B", int, IntArray)
 _AT = "@"  # between a plan's own name and that of its submodel
 _SMALLEST = "smallest"  # ends the name of a device's smallest plan
+_OURS = "auto"  # the solver that is asked where another finds nothing; ends the names of its plans
 
 FINE_BUCKETS = 256  # rounding down costs a budget at most 1/256 of the eager peak, and a fleet needs few plans
 COARSE_BUCKETS = 16  # where each client has its own budget, or budgets move: rungs of a ladder of plans
@@ -61,21 +63,22 @@ def submodel_of(plan: str) -> str:
     return plan.partition(_AT)[2]
 
 
-def is_smallest(plan: str) -> bool:
-    """Whether a plan of this name is the smallest of its device, which the solver that was asked for did not find.
+def is_stand_in(plan: str) -> bool:
+    """Whether the solver that was asked for found nothing, so that a plan of this name stands in.
 
-    >>> is_smallest("laptop-smallest"), is_smallest("laptop-smallest@cut-3"), is_smallest("laptop-60MiB")
+    >>> is_stand_in("laptop-60MiB-auto"), is_stand_in("laptop-smallest@cut-3"), is_stand_in("laptop-60MiB")
     (True, True, False)
     """
-    return plan.partition(_AT)[0].endswith(f"-{_SMALLEST}")
+    return plan.partition(_AT)[0].endswith((f"-{_OURS}", f"-{_SMALLEST}"))
 
 
 @final
 class Shelf:
     """Says what clients run of one submodel and what that costs; a plan is solved when it is first asked for.
 
-    Plans are called `<device>-<bucket>`, `<device>-keep-all` (the budget holds the whole program without a decision)
-    or `<device>-smallest` (the budget holds the smallest plan, its bucket does not). With a codec for the whole model
+    Plans are called `<device>-<bucket>`, `<device>-keep-all` (the budget holds the whole program without a decision),
+    `<device>-<bucket>-auto` (the solver that was asked for finds none, "auto" does, without loss) or
+    `<device>-smallest` (the budget holds the smallest plan, its bucket none). With a codec for the whole model
     there is one plan a device, `<device>-<codec>`, which packs every eligible tensor whatever the budget; with a
     fallback there is one, `<device>-<fallback>`, for budgets that do not hold the unplanned step. Plans of a submodel
     that has a name end in `@<name>`.
@@ -111,6 +114,11 @@ class Shelf:
         # Lossy actions have a cap on their error: which floor keeps to it is not known beforehand.
         only_loss_free = set(planning.actions) <= set(LOSS_FREE)
         self._floor_actions = tuple(planning.actions) if only_loss_free else LOSS_FREE
+        # Another solver may find nothing where a cheap plan exists; a device is then not left with the smallest, which
+        # is the dearest.
+        self._stand_in = (
+            None if planning.solver == _OURS else replace(planning, solver=_OURS, actions=self._floor_actions)
+        )
         self._plans: dict[str, Plan] = {}
         self._infeasible = read_infeasible(self._infeasible_file)
         self._fingerprint = prepared.fingerprint
@@ -231,15 +239,19 @@ class Shelf:
         return self._prepared.smallest(actions=self._floor_actions)
 
     def _solved(self, device: str, rounded_bytes: int) -> str | None:
-        name = self._name(device, bucket_name(rounded_bytes))
+        """The name of a bucket's plan, by the solver that was asked for, else by "auto"; None if neither finds one."""
+        which = bucket_name(rounded_bytes)
+        found = self._tried(device, which, rounded_bytes, self._planning)
+        if found is None and self._stand_in is not None:
+            found = self._tried(device, f"{which}-{_OURS}", rounded_bytes, self._stand_in)
+        return found
+
+    def _tried(self, device: str, which: str, rounded_bytes: int, planning: PlanOptions) -> str | None:
+        name = self._name(device, which)
         if name in self._infeasible:
             return None
-
-        def solve() -> Plan:
-            return self._priced[device].planned(rounded_bytes, self._planning)
-
         try:
-            return self._named(device, bucket_name(rounded_bytes), solve)[0]
+            return self._named(device, which, partial(self._priced[device].planned, rounded_bytes, planning))[0]
         except InfeasibleBudgetError as error:
             self._infeasible[name] = error.needed_bytes
             write_atomically(self._infeasible_file, json.dumps(self._infeasible, indent=2, sort_keys=True) + "\n")

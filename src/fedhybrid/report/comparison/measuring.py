@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from fedhybrid.engine.shelf import is_smallest
+from fedhybrid.engine.shelf import is_stand_in
 from fedhybrid.records import Summary
 from fedhybrid.report.comparison.load import Cell
 from fedhybrid.report.comparison.results import CellResult, TierResult, VariantResult
@@ -117,8 +117,8 @@ def _variant(
             for tier in dict.fromkeys(task.tier for task in tasks)
             if (ratio := plan_ratio(every, tier)) is not None
         },
-        smallest_tiers=tuple(
-            dict.fromkeys(task.tier for task in tasks if task.plan is not None and is_smallest(task.plan))
+        stand_in_tiers=tuple(
+            dict.fromkeys(task.tier for task in tasks if task.plan is not None and is_stand_in(task.plan))
         ),
         peak_ratio=max(((task.measured_peak_bytes or 0) / task.budget_bytes for task in tasks), default=None),
     )

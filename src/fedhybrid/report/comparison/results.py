@@ -57,7 +57,7 @@ class VariantResult:
             of tasks whose plan changes the step; None where there are none.
         tier_plan_ratios: The same for each tier whose plans change the step. Variants that serve different devices can
             only be compared by these.
-        smallest_tiers: Tiers in which the solver found no plan within the budget, so that devices got the smallest one.
+        stand_in_tiers: Tiers in which the solver found no plan within the budget, so that another one stood in.
         peak_ratio: The largest measured peak / budget of any task.
     """
 
@@ -86,7 +86,7 @@ class VariantResult:
     short_steps: int
     plan_ratio: float | None
     tier_plan_ratios: Mapping[str, float]
-    smallest_tiers: tuple[str, ...]
+    stand_in_tiers: tuple[str, ...]
     peak_ratio: float | None
 
 
