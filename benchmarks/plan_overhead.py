@@ -4,10 +4,10 @@
     .venv/bin/python benchmarks/plan_overhead.py --root DATA --note     # and a note in results/
 
 Virtual time takes a plan's seconds from the device profile that it was made for, so in a comparison nothing can
-contradict them. Here the same plans run: for each setting and tier those of `paper-plans` and of `plus-plans`, beside
-the same program without a decision, in one process and one thread. They take turns in all orders; a turn
-is a task as in the runs: codecs begin anew, then as many steps as a client makes. `--root` is the folder that holds the
-data sets.
+contradict them. Here the same plans run: for each setting and tier those of `paper-plans` and of `plus-plans`, and those
+that our solver makes of the paper's actions. They take turns in all orders with the same program without a decision,
+in one process and one thread; a turn is a task as in the runs: codecs begin anew, then as many steps as a client makes.
+`--root` is the folder that holds the data sets.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,12 @@ from fedhybrid.experiment.build import Datasets
 from fedhybrid.experiment.check import load_config, variants_of
 from fedhybrid.planner import Plan
 
-PLANS = {"the paper's": "paper-plans", "ours": "plus-plans"}
+# The variant whose plans they are, and what of its recipe is another here.
+PLANS: dict[str, tuple[str, dict[str, Any]]] = {
+    "the paper's": ("paper-plans", {}),
+    "ours": ("plus-plans", {}),
+    "our solver's with the paper's actions": ("paper-plans", {"solver": "auto"}),
+}
 PLAIN = ""  # the program without a decision, among the plans
 Row = dict[str, Any]
 
@@ -72,7 +78,7 @@ def main() -> int:
 def _setting(setting: str, given: argparse.Namespace) -> Iterator[Row]:
     """One row for each tier and kind of plan."""
     datasets: Datasets = {}
-    jobs = {kind: _job(setting, variant, given.root, datasets) for kind, variant in PLANS.items()}
+    jobs = {kind: _job(setting, *plans, given.root, datasets) for kind, plans in PLANS.items()}
     job = next(iter(jobs.values()))
     assert job.work.steps is not None
     batch = job.dataset.train.batch(torch.arange(job.work.batch_size) % len(job.dataset.train))
@@ -93,9 +99,10 @@ def _setting(setting: str, given: argparse.Namespace) -> Iterator[Row]:
                 yield {**row, "plan": names[kind], "own": own, **measured.get(kind, {})}
 
 
-def _job(setting: str, variant: str, root: Path, datasets: Datasets) -> Federation:
-    config = load_config(RECIPES / f"{setting}.toml", {"data.root": str(root)})
-    return build_federation(variants_of(config)[variant], datasets, values=False)
+def _job(setting: str, variant: str, planning: Mapping[str, Any], root: Path, datasets: Datasets) -> Federation:
+    config = variants_of(load_config(RECIPES / f"{setting}.toml", {"data.root": str(root)}))[variant]
+    job = build_federation(config, datasets, values=False)
+    return replace(job, planning=replace(job.planning, **planning))
 
 
 def _book(job: Federation, prepared: PreparedStep, folder: Path) -> PlanBook:

@@ -17,8 +17,8 @@ _HOW = {
 _LEGEND = """Overheads are of the seconds of the same program without a decision (not of eager PyTorch). For its device:
 by the profile of the tier's device, as in virtual time. Priced here: by this machine's own times of each operator and
 codec alone, before anything ran. Measured: median of the turns, each beside the plain program's of the same turn (in
-brackets the quartiles). Smallest: the solver that was asked for finds no plan, so devices have our own of the smallest
-peak; such rows tell nothing of that solver."""
+brackets the quartiles). Stands in: the solver that was asked for finds no plan, so devices have one of ours, without
+loss; such rows tell nothing of that solver."""
 
 
 def overhead_table(rows: Sequence[Row], kinds: Sequence[str]) -> str:
@@ -26,7 +26,7 @@ def overhead_table(rows: Sequence[Row], kinds: Sequence[str]) -> str:
 
     Args:
         rows: One for each setting, tier and kind of plan; without overheads where no plan fits.
-        kinds: Two, of which the first is compared with the second.
+        kinds: Two or more, of which the first is compared with each other.
     """
     places: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
@@ -48,10 +48,12 @@ def overhead_table(rows: Sequence[Row], kinds: Sequence[str]) -> str:
         if all("solver" in row for row in found.values()):
             compared.append(found)
     own = [found for found in compared if all(row["own"] for row in found.values())]
+    no_other = [found for found in compared if not found[kinds[0]]["own"]]
     parts = ["\n".join(lines), _LEGEND]
     parts += [_means(kinds, compared, "as devices run them")] if compared else []
-    parts += [_means(kinds, own, "in which both solvers found a plan of their own")] if own else []
-    parts += [_lower(kinds, own)] if own else []
+    parts += [_means(kinds, own, "in which each found a plan of its own")] if own else []
+    parts += [_lower(kinds[0], other, own) for other in kinds[1:]] if own else []
+    parts += [_alone(kinds, no_other)] if no_other else []
     parts += [f"The whole program fits, and nothing is decided: {', '.join(whole)}."] if whole else []
     return "\n\n".join([*parts, _peaks(rows)])
 
@@ -61,7 +63,7 @@ def _cells(row: Row) -> list[str]:
         return ["no plan", "", "", ""]
     low, high = row["measured_quartile_ratios"]
     shown = [f"{row[name]:+.1%}" for name in _HOW]
-    return [row["solver"] if row["own"] else "smallest", *shown[:-1], f"{shown[-1]} ({low:+.1%} to {high:+.1%})"]
+    return [row["solver"] if row["own"] else "stands in", *shown[:-1], f"{shown[-1]} ({low:+.1%} to {high:+.1%})"]
 
 
 def _means(kinds: Sequence[str], places: Sequence[Mapping[str, Row]], words: str) -> str:
@@ -69,17 +71,34 @@ def _means(kinds: Sequence[str], places: Sequence[Mapping[str, Row]], words: str
     lines = [f"| mean of {len(places)} {words} | {' | '.join(_HOW.values())} |", "| --- | ---: | ---: | ---: |"]
     means = {kind: [fmean(found[kind][name] for found in places) for name in _HOW] for kind in kinds}
     lines += [f"| {kind} | {' | '.join(f'{each:+.1%}' for each in means[kind])} |" for kind in kinds]
-    one, other = kinds
-    factors = [f"{a / b:.2f}" if a > 0 < b else "" for a, b in zip(means[one], means[other], strict=True)]
-    return "\n".join([*lines, f"| {one} / {other} | {' | '.join(factors)} |"])
+    one = kinds[0]
+    for other in kinds[1:]:
+        factors = [f"{a / b:.2f}" if a > 0 < b else "" for a, b in zip(means[one], means[other], strict=True)]
+        lines.append(f"| {one} / {other} | {' | '.join(factors)} |")
+    return "\n".join(lines)
 
 
-def _lower(kinds: Sequence[str], places: Sequence[Mapping[str, Row]]) -> str:
-    one, other = kinds
+def _lower(one: str, other: str, places: Sequence[Mapping[str, Row]]) -> str:
     differing = [found for found in places if found[one]["decisions"][0] != found[other]["decisions"][0]]
-    lower = sum(found[other]["measured_overhead_ratio"] < found[one]["measured_overhead_ratio"] for found in differing)
-    words = f"Measured, {other} is lower in {lower} of the {len(differing)} in which their decisions differ"
-    return f"{words}; in {len(places) - len(differing)} they are the same."
+    measured, priced = (
+        sum(found[other][name] < found[one][name] for found in differing)
+        for name in ("measured_overhead_ratio", "device_overhead_ratio")
+    )
+    return (
+        f"Of these {len(places)}, {other} decide as {one} do in {len(places) - len(differing)}. In the other "
+        f"{len(differing)} they cost less in {measured} as measured, in {priced} as priced for the device."
+    )
+
+
+def _alone(kinds: Sequence[str], places: Sequence[Mapping[str, Row]]) -> str:
+    """What the others have where the first has no plan of its own."""
+    found = []
+    for other in kinds[1:]:
+        own = [place[other] for place in places if place[other]["own"]]
+        ratios = [row["device_overhead_ratio"] for row in own]
+        cost = f", which cost {min(ratios):+.1%} to {max(ratios):+.1%} for their devices" if own else ""
+        found.append(f"{other} have plans of their own in {len(own)}{cost}")
+    return f"In {len(places)} tiers {kinds[0]} have none of their own: {'; '.join(found)}."
 
 
 def _peaks(rows: Sequence[Row]) -> str:

@@ -57,15 +57,16 @@ def test_means_and_factors_are_of_those_that_have_plans_of_their_own() -> None:
         ["theirs", "ours"],
     )
     ours = "ours solver | +20.0% | +10.0% | +10.0% (+9.0% to +11.0%) |"
-    assert f"| s | 25% | 12.5 ms | smallest | +180.0% | +10.0% | +90.0% (+89.0% to +91.0%) | {ours}" in table
+    assert f"| s | 25% | 12.5 ms | stands in | +180.0% | +10.0% | +90.0% (+89.0% to +91.0%) | {ours}" in table
     assert f"| s | 80% | 12.5 ms | no plan |  |  |  | {ours}" in table
-    every, own = table.split("| mean of 3 as devices run them |")[1].split("| mean of 2 in which both solvers")
+    every, own = table.split("| mean of 3 as devices run them |")[1].split("| mean of 2 in which each found")
     assert "| theirs | +113.3% | +10.0% | +56.7% |" in every
     assert "| theirs / ours | 3.40 | 1.00 | 3.40 |" in every
     assert "| theirs | +80.0% | +10.0% | +40.0% |" in own
     assert "| ours | +40.0% | +10.0% | +20.0% |" in own
     assert "| theirs / ours | 2.00 | 1.00 | 2.00 |" in own
-    assert "ours is lower in 1 of the 2 in which their decisions differ; in 0 they are the same" in table
+    assert "Of these 2, ours decide as theirs do in 0. In the other 2 they cost less in 1 as measured, in 1 as" in table
+    assert "In 1 tiers theirs have none of their own: ours have plans of their own in 1, which cost +20.0% to" in table
     assert "nothing is decided: s 100%." in table
     assert "8 of 9 are the planned ones to the byte, 0 above the budget" in table
 
@@ -75,7 +76,18 @@ def test_equal_plans_are_no_win() -> None:
 
     one, other = row("40%", "theirs", 0.6), row("40%", "ours", 0.1)
     table = overhead_table([one, {**other, "decisions": one["decisions"]}], ["theirs", "ours"])
-    assert "lower in 0 of the 0 in which their decisions differ; in 1 they are the same" in table
+    assert "ours decide as theirs do in 1. In the other 0 they cost less in 0 as measured, in 0 as" in table
+    assert "none of their own" not in table
+
+
+def test_the_first_is_compared_with_each_other() -> None:
+    from showing import overhead_table  # noqa: PLC0415
+
+    rows = [row("40%", kind, ratio) for kind, ratio in (("theirs", 0.6), ("ours", 0.1), ("mixed", 0.3))]
+    table = overhead_table(rows, ["theirs", "ours", "mixed"])
+    assert "| theirs / ours | 6.00 | 1.00 | 6.00 |" in table
+    assert "| theirs / mixed | 2.00 | 1.00 | 2.00 |" in table
+    assert "Of these 1, mixed decide as theirs do in 0." in table
 
 
 def test_overheads_are_those_of_real_steps_and_leave_nothing_behind() -> None:

@@ -77,7 +77,7 @@ class Shelf:
     """Says what clients run of one submodel and what that costs; a plan is solved when it is first asked for.
 
     Plans are called `<device>-<bucket>`, `<device>-keep-all` (the budget holds the whole program without a decision),
-    `<device>-<bucket>-auto` (the solver that was asked for finds none, "auto" does, without loss) or
+    `<device>-<bucket>-auto` (what was asked for finds none, the solver "auto" does, without loss) or
     `<device>-smallest` (the budget holds the smallest plan, its bucket none). With a codec for the whole model
     there is one plan a device, `<device>-<codec>`, which packs every eligible tensor whatever the budget; with a
     fallback there is one, `<device>-<fallback>`, for budgets that do not hold the unplanned step. Plans of a submodel
@@ -114,11 +114,10 @@ class Shelf:
         # Lossy actions have a cap on their error: which floor keeps to it is not known beforehand.
         only_loss_free = set(planning.actions) <= set(LOSS_FREE)
         self._floor_actions = tuple(planning.actions) if only_loss_free else LOSS_FREE
-        # Another solver may find nothing where a cheap plan exists; a device is then not left with the smallest, which
-        # is the dearest.
-        self._stand_in = (
-            None if planning.solver == _OURS else replace(planning, solver=_OURS, actions=self._floor_actions)
-        )
+        # Where what was asked for finds nothing, a cheap plan may exist all the same; the smallest is the dearest.
+        ours = replace(planning, solver=_OURS, actions=self._floor_actions)
+        asked = (planning.solver, tuple(planning.actions))
+        self._stand_in = None if asked == (ours.solver, ours.actions) else ours
         self._plans: dict[str, Plan] = {}
         self._infeasible = read_infeasible(self._infeasible_file)
         self._fingerprint = prepared.fingerprint
