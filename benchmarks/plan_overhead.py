@@ -4,10 +4,10 @@
     .venv/bin/python benchmarks/plan_overhead.py --root DATA --note     # and a note in results/
 
 Virtual time takes a plan's seconds from the device profile that it was made for, so in a comparison nothing can
-contradict them. Here the same plans run: for each setting and tier those of `paper-plans` and of `plus-plans`, and those
-that our solver makes of the paper's actions. They take turns in all orders with the same program without a decision,
-in one process and one thread; a turn is a task as in the runs: codecs begin anew, then as many steps as a client makes.
-`--root` is the folder that holds the data sets.
+contradict them. Here the same plans run: for each setting and tier those of `paper-plans`, those of `plus-plans`, and
+those that our solver makes of the paper's actions. They take turns in all orders with the same program without a
+decision, in one process and one thread; a turn is a task as in the runs: codecs begin anew, then as many steps as a
+client makes. `--root` is the folder that holds the data sets.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--settings", type=settings_named, default=list(SETTINGS), help=f"of {', '.join(SETTINGS)}")
-    parser.add_argument("--turns", type=_turns, default=30, help="tasks of each plan that are timed, at least 2")
+    parser.add_argument("--turns", type=_turns, default=48, help="timed tasks of each plan, best a multiple of 24")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--note", action="store_true", help="write a note into benchmarks/results/")
     parser.add_argument("--hardware", default="epyc-2core", help="names the machine in the note's file")

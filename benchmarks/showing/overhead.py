@@ -26,7 +26,7 @@ def overhead_table(rows: Sequence[Row], kinds: Sequence[str]) -> str:
 
     Args:
         rows: One for each setting, tier and kind of plan; without overheads where no plan fits.
-        kinds: Two or more, of which the first is compared with each other.
+        kinds: Two or more: the first is compared with each of the others.
     """
     places: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
@@ -48,12 +48,12 @@ def overhead_table(rows: Sequence[Row], kinds: Sequence[str]) -> str:
         if all("solver" in row for row in found.values()):
             compared.append(found)
     own = [found for found in compared if all(row["own"] for row in found.values())]
-    no_other = [found for found in compared if not found[kinds[0]]["own"]]
+    without = [found for found in places.values() if not _has_own(found[kinds[0]])]
     parts = ["\n".join(lines), _LEGEND]
     parts += [_means(kinds, compared, "as devices run them")] if compared else []
-    parts += [_means(kinds, own, "in which each found a plan of its own")] if own else []
+    parts += [_means(kinds, own, "in which each has a plan of its own")] if own else []
     parts += [_lower(kinds[0], other, own) for other in kinds[1:]] if own else []
-    parts += [_alone(kinds, no_other)] if no_other else []
+    parts += [_alone(kinds, without)] if without else []
     parts += [f"The whole program fits, and nothing is decided: {', '.join(whole)}."] if whole else []
     return "\n\n".join([*parts, _peaks(rows)])
 
@@ -80,25 +80,31 @@ def _means(kinds: Sequence[str], places: Sequence[Mapping[str, Row]], words: str
 
 def _lower(one: str, other: str, places: Sequence[Mapping[str, Row]]) -> str:
     differing = [found for found in places if found[one]["decisions"][0] != found[other]["decisions"][0]]
+    words = f"Of these {len(places)} plans, {other} decide the same as {one} in {len(places) - len(differing)}"
+    if not differing:
+        return f"{words}."
     measured, priced = (
         sum(found[other][name] < found[one][name] for found in differing)
         for name in ("measured_overhead_ratio", "device_overhead_ratio")
     )
     return (
-        f"Of these {len(places)}, {other} decide as {one} do in {len(places) - len(differing)}. In the other "
-        f"{len(differing)} they cost less in {measured} as measured, in {priced} as priced for the device."
+        f"{words}; in the other {len(differing)}, {other} cost less in {measured} as measured, in {priced} as priced "
+        "for the device."
     )
+
+
+def _has_own(row: Row) -> bool:
+    return "solver" in row and row["own"]
 
 
 def _alone(kinds: Sequence[str], places: Sequence[Mapping[str, Row]]) -> str:
     """What the others have where the first has no plan of its own."""
     found = []
     for other in kinds[1:]:
-        own = [place[other] for place in places if place[other]["own"]]
-        ratios = [row["device_overhead_ratio"] for row in own]
-        cost = f", which cost {min(ratios):+.1%} to {max(ratios):+.1%} for their devices" if own else ""
-        found.append(f"{other} have plans of their own in {len(own)}{cost}")
-    return f"In {len(places)} tiers {kinds[0]} have none of their own: {'; '.join(found)}."
+        ratios = [place[other]["device_overhead_ratio"] for place in places if _has_own(place[other])]
+        cost = f", at {min(ratios):+.1%} to {max(ratios):+.1%} of a step by the device's profile" if ratios else ""
+        found.append(f"{other} are found in {len(ratios)}{cost}")
+    return f"Tiers where {kinds[0]} are missing: {len(places)}. There {'; '.join(found)}."
 
 
 def _peaks(rows: Sequence[Row]) -> str:

@@ -93,7 +93,9 @@ class TestChoice:
         assert smallest["split"].splits
         assert smallest["split"].peak_bytes < smallest["exact"].peak_bytes
 
-    def test_where_the_solver_finds_nothing_ours_stands_in(self, prepared: PreparedStep, tmp_path: Path) -> None:
+    def test_where_the_solver_finds_nothing_ours_stands_in(
+        self, prepared: PreparedStep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Asked for the paper's solver, a device whose budget that cannot meet gets a cheap plan, not the dearest."""
         paper = PlanOptions(
             solver="greedy-mps",
@@ -112,8 +114,16 @@ class TestChoice:
         assert stand_in.key == ours.program("laptop", ours.choose("laptop", budgets[0])).key
         assert stand_in.peak_bytes <= budgets[0]
         assert stand_in.step_time_s < book.program("laptop", "laptop-smallest").step_time_s
-        after_a_stop = plan_book(prepared, tmp_path / "paper", planning=paper)
-        assert after_a_stop.choose("laptop", budgets[0]) == names[0]
+        monkeypatch.setattr(PreparedStep, "planned", lambda *given: pytest.fail(f"solved again: {given}"))
+        assert plan_book(prepared, tmp_path / "paper", planning=paper).choose("laptop", budgets[0]) == names[0]
+
+    def test_a_stand_in_does_only_what_the_recipe_allows(self, prepared: PreparedStep, tmp_path: Path) -> None:
+        book = plan_book(prepared, tmp_path, planning=PlanOptions(solver="checkpoint-blocks", actions=("recompute",)))
+        name = book.choose("laptop", budget_of(book, 0.45))
+        assert is_stand_in(name or "")
+        stand_in = book.program("laptop", name)
+        assert stand_in.decisions
+        assert not stand_in.splits
 
     def test_below_the_smallest_plan_nothing_fits(self, book: PlanBook) -> None:
         budget = book.smallest_bytes - 1

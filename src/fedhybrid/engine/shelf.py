@@ -77,7 +77,7 @@ class Shelf:
     """Says what clients run of one submodel and what that costs; a plan is solved when it is first asked for.
 
     Plans are called `<device>-<bucket>`, `<device>-keep-all` (the budget holds the whole program without a decision),
-    `<device>-<bucket>-auto` (what was asked for finds none, the solver "auto" does, without loss) or
+    `<device>-<bucket>-auto` (what was asked for finds none, the solver "auto" does without loss) or
     `<device>-smallest` (the budget holds the smallest plan, its bucket none). With a codec for the whole model
     there is one plan a device, `<device>-<codec>`, which packs every eligible tensor whatever the budget; with a
     fallback there is one, `<device>-<fallback>`, for budgets that do not hold the unplanned step. Plans of a submodel
@@ -115,9 +115,9 @@ class Shelf:
         only_loss_free = set(planning.actions) <= set(LOSS_FREE)
         self._floor_actions = tuple(planning.actions) if only_loss_free else LOSS_FREE
         # Where what was asked for finds nothing, a cheap plan may exist all the same; the smallest is the dearest.
-        ours = replace(planning, solver=_OURS, actions=self._floor_actions)
-        asked = (planning.solver, tuple(planning.actions))
-        self._stand_in = None if asked == (ours.solver, ours.actions) else ours
+        floor = replace(planning, solver=_OURS, actions=self._floor_actions, max_gradient_error=0.0)
+        has_tried = planning.solver == _OURS and set(self._floor_actions) <= set(planning.actions)
+        self._stand_in = None if has_tried else floor
         self._plans: dict[str, Plan] = {}
         self._infeasible = read_infeasible(self._infeasible_file)
         self._fingerprint = prepared.fingerprint

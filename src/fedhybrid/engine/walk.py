@@ -72,7 +72,7 @@ def walk(
     speed_factor: float,
     left: LeftMemory | None,
 ) -> Walk:
-    """Follows the memory along a task: before each step the client takes the fastest plan that fits what is left.
+    """Follows the memory along a task: before each step the client takes the plan for what is left.
 
     It goes down its ladder of plans as memory falls, and up again as it comes back, never above what it has promised.
 

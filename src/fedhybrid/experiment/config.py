@@ -182,7 +182,7 @@ class PlannerTable(_Table):
     """How plans are made. `enabled`: "auto" leaves it to the method, "on" and "off" decide for it.
 
     `codecs` and `max_gradient_error` are for the action "encode"; without a cap (`inf`) errors are not measured.
-    Where `solver` finds no plan within a device's budget, one without loss by "auto" stands in, or the smallest.
+    Where `solver` finds no plan within a device's budget, one by "auto" stands in, or the smallest; both without loss.
     """
 
     enabled: Literal["auto", "on", "off"] = "auto"

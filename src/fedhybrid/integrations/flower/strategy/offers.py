@@ -114,7 +114,7 @@ class Offers:
         )
 
     def planned(self, device: DeviceProfile, budget_bytes: int) -> Offer | str:
-        """The fastest plan found for this device and budget, or why there is none."""
+        """The plan for this device and budget, or why there is none."""
         book = self.book(device)
         name = book.choose(device.name, budget_bytes)
         if name is None:
