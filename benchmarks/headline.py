@@ -52,7 +52,7 @@ REPEATED = (
     (
         ("fedhybrid-plus", "plus-selection"),
         ("fashion-mnist-alpha-0.5", "shakespeare-plays-alpha-0.5", "shakespeare-characters"),
-        "options of the policy, also in comparison.json",
+        "options of the policy (also in comparison.json)",
     ),
     (
         ("fedhybrid-paper", "paper-plans"),
