@@ -1,4 +1,4 @@
-"""The headline comparison: five settings, two fleets, fifteen variants, three seeds; one page and one note of all.
+"""The headline comparison: five settings, two fleets, sixteen variants, three seeds; one page and one note of all.
 
     .venv/bin/python benchmarks/headline.py --root DATA --out DIR             # goes on where it was stopped
     .venv/bin/python benchmarks/headline.py --root DATA --out DIR --note      # and a note in results/

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean
+from statistics import fmean, geometric_mean
 from typing import Any, NamedTuple
 
 from fedhybrid.report.comparison.overall import sides
 from fedhybrid.report.comparison.statistics import Estimate, estimate
+from showing.gains import gains, gains_in_time
 from showing.ranks import mean_ranks, of_fleets, ranks_in_words
 
 __all__ = ["claims_table"]
@@ -59,6 +60,7 @@ def claims_table(numbers: Mapping[str, Any], *, absent: Sequence[str] = ()) -> s
     claims = [_declared(cells), _rank(numbers, whole), _beside_paper(cells, whole)]
     asked = [
         *_ranks(numbers["cells"], whole),
+        _in_equal_time(cells, whole),
         _soonest(cells, whole),
         _plans(cells, whole),
         _memory(cells, whole),
@@ -88,7 +90,18 @@ def _declared(cells: Mapping[str, Any]) -> _Found:
     other = _gain(sibling, _OURS, _EXCLUSION)
     beside = "not run" if other is None else _points(other)
     whole = _whole(cell, _OURS, _EXCLUSION) and sibling is not None and _whole(sibling, _OURS, _EXCLUSION)
-    return _Found(claim, 100 * gain.mean >= _POINTS, whole, f"{_points(gain)}; with memory tied to speed: {beside}")
+    words = f"{_points(gain)}; with memory tied to speed: {beside}"
+    others = {
+        label: found.mean
+        for label, variant in cell["variants"].items()
+        if label not in (_OURS, _EXCLUSION)
+        and any(target["rank"] is not None for target in variant["targets"])
+        and (found := _gain(cell, label, _EXCLUSION)) is not None
+    }
+    if others:
+        best = max(others, key=others.__getitem__)
+        words += f"; of the other contenders {best} ends highest, {100 * others[best]:+.1f} points"
+    return _Found(claim, 100 * gain.mean >= _POINTS, whole, words)
 
 
 def _rank(numbers: Mapping[str, Any], whole: bool) -> _Found:
@@ -153,6 +166,20 @@ def _beside_paper(cells: Mapping[str, Any], whole: bool) -> _Found:
     return _Found(claim, beyond == 0, whole, words)
 
 
+def _in_equal_time(cells: Mapping[str, Any], whole: bool) -> _Found:
+    """Equal rounds favour who takes longer for them."""
+    claim = f"on average {_OURS} is above {_EXCLUSION} already when the latter's run is over"
+    found = {label: fmean(own) for label, cell in cells.items() if (own := gains_in_time(cell, _OURS))}
+    if not found:
+        return _Found(claim, None, whole)
+    most = max(found, key=found.__getitem__)
+    rest = [gain for label, gain in found.items() if label != most]
+    words = f"{100 * fmean(found.values()):+.1f} points; above in {sum(gain > 0 for gain in found.values())} of "
+    words += f"{len(found)} cells, most in {most} ({100 * found[most]:+.1f})"
+    words += f"; without that cell {100 * fmean(rest):+.1f}" if rest else ""
+    return _Found(claim, fmean(found.values()) > 0, whole, words)
+
+
 def _soonest(cells: Mapping[str, Any], whole: bool) -> _Found:
     claim = f"in some cell, {_OURS} has {_EXCLUSION}'s best accuracy {_TIMES} times sooner"
     ratios = []
@@ -163,7 +190,9 @@ def _soonest(cells: Mapping[str, Any], whole: bool) -> _Found:
     if not ratios:
         return _Found(claim, None, whole)
     (most, where), (least, _) = max(ratios), min(ratios)
-    words = f"{least:.2f} to {most:.2f} times in {len(ratios)} cells, most in {where}"
+    every = [ratio for ratio, _ in ratios]
+    words = f"{least:.2f} to {most:.2f} times in {len(every)} cells (mean {geometric_mean(every):.2f}; sooner in "
+    words += f"{sum(ratio > 1 for ratio in every)}), most in {where}"
     return _Found(claim, most >= _TIMES, whole, words)
 
 
@@ -218,14 +247,7 @@ def _oracle(numbers: Mapping[str, Any], whole: bool) -> _Found:
 
 
 def _gain(cell: Mapping[str, Any] | None, own: str, other: str) -> Estimate | None:
-    """Final accuracy of one variant minus another's with the same seed; None where no seed has both."""
-    if cell is None or not {own, other} <= cell["variants"].keys():
-        return None
-    one, two = (
-        dict(zip(each["seeds"], each["final"]["values"], strict=True))
-        for each in (cell["variants"][own], cell["variants"][other])
-    )
-    return estimate([one[seed] - two[seed] for seed in one if seed in two])
+    return estimate(gains(cell, own, other))
 
 
 def _whole(cell: Mapping[str, Any], *labels: str) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, geometric_mean
 from typing import Any
 
+from showing.gains import gains_in_time
 from showing.ranks import mean_ranks, of_fleets
 
 __all__ = ["fleets_table"]
@@ -57,15 +58,7 @@ def fleets_table(numbers: Mapping[str, Any]) -> str:
 
 def _in_time(cells: Sequence[Mapping[str, Any]], label: str) -> str:
     """How far from the reference when its run with the same seed is over."""
-    found = []
-    for cell in cells:
-        own, reference = cell["variants"].get(label), cell["variants"].get(cell["reference"])
-        if own is None or reference is None or own is reference or not own["at_reference_end"]:
-            continue
-        ends = dict(zip(reference["seeds"], reference["final"]["values"], strict=True))
-        seeds = [seed for seed in own["seeds"] if seed in ends]
-        values = zip(seeds, own["at_reference_end"]["values"], strict=True)
-        found.append(fmean(value - ends[seed] for seed, value in values))
+    found = [fmean(own) for cell in cells if (own := gains_in_time(cell, label))]
     return _points(fmean(found)) if found else _NOTHING
 
 

@@ -83,7 +83,13 @@ def found_of(rows: Mapping[str, str], words: str) -> str:
 def test_what_is_finished_is_answered_with_both_fleets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = rows_of(compared(tmp_path), (), monkeypatch)
     declared = found_of(rows, "39.2 points above")
-    assert declared.startswith("yes: +58.0 ± 0.0 points (3 seeds); with memory tied to speed: +10.0 ± 0.0 points")
+    assert declared == (
+        "yes: +58.0 ± 0.0 points (3 seeds); with memory tied to speed: +10.0 ± 0.0 points (3 seeds); of the other "
+        "contenders fedhybrid-paper ends highest, +60.0 points"
+    )
+    assert found_of(rows, "run is over") == (
+        "yes: +5.0 points; above in 1 of 2 cells, most in uci-har, memory tied to data (+30.0); without that cell -20.0"
+    )
     assert found_of(rows, "all cells together").startswith("yes: fedhybrid-plus 1.50, random-exclusion 2.00, ")
     assert found_of(rows, "rank with memory tied to speed") == "no: random-exclusion 1.00, fedhybrid-plus 2.00, " + (
         "fedhybrid-paper 3.00"
@@ -95,7 +101,9 @@ def test_what_is_finished_is_answered_with_both_fleets(tmp_path: Path, monkeypat
         "no: lower in 1 of 2 cells, by more than the interval in 1 of 2, higher by more in 1; +4.0 points on average "
         "(by the mean of the last five tests +2.0), least -2.0 ± 0.0 points (3 seeds) (uci-har, memory tied to data)"
     )
-    assert found_of(rows, "times sooner").startswith("no: 0.62 to 1.25 times in 2 cells, most in uci-har, memory tied")
+    assert found_of(rows, "times sooner").startswith(
+        "no: 0.62 to 1.25 times in 2 cells (mean 0.88; sooner in 1), most in uci-"
+    )
     assert found_of(rows, "our plans") == "not run"
     assert found_of(rows, "budget").startswith("yes: 0 of ")
     assert found_of(rows, "no limit at all").startswith(
@@ -136,7 +144,7 @@ def test_nothing_counts_for_more_than_is_there(
     rows = rows_of(compared(tmp_path, without=without), absent, monkeypatch)
     words, found = answer
     assert found_of(rows, words).startswith(found)
-    assert len(rows) == 2 + 3 + 9, "two heads, three claims, nine questions, whatever is missing"
+    assert len(rows) == 2 + 3 + 10, "two heads, three claims, ten questions, whatever is missing"
 
 
 def test_claims_are_those_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
