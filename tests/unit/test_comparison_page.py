@@ -14,7 +14,7 @@ from tests.unit.comparison_parts import describe, place, write_curve
 from tests.unit.report_runs import write_run
 from tests.unit.test_report_page import PNG_SIGNATURE, Page
 
-from fedhybrid.records import Summary, as_json, read_record
+from fedhybrid.records import ClientRecord, Summary, as_json, read_jsonl, read_record
 from fedhybrid.report.comparison import load_comparison, sentences, write_comparison
 from fedhybrid.report.comparison.figures import DRAWINGS, Scene
 from fedhybrid.report.comparison.figures.panels import looks, titles
@@ -308,6 +308,21 @@ class TestWords:
             path.write_text(as_json(dataclasses.replace(read_record(Summary, path), violations=number)))
         _, _, notices = told(folder)
         assert "7 steps ran while a device had less memory left than they needed (r: v, 4; r: ref, 3)." in notices
+
+    def test_plans_that_stand_in_are_one_notice(self, tmp_path: Path) -> None:
+        ends = {"ref": {1: (1.0, 0.5)}, "v": {1: (1.0, 0.5)}}
+        folder = curves(tmp_path, ends, seeds=[1])
+        for label in ends:
+            run = place(folder, "r", 1, label)
+            tasks = read_jsonl(ClientRecord, run / "clients.jsonl")
+            stood_in = [dataclasses.replace(task, plan=task.plan and "laptop-smallest") for task in tasks]
+            (run / "clients.jsonl").write_text("".join(as_json(task) + "\n" for task in stood_in))
+        with (place(folder, "r", 1, "v") / "config.toml").open("a") as file:
+            file.write('\n[planner]\nsolver = "greedy-mps"\n')
+        tiers = ", ".join(sorted({task.tier for task in tasks if task.plan}))
+        _, _, notices = told(folder)
+        (notice,) = [each for each in notices if "stands in" in each]
+        assert notice.endswith(f"it costs is not that solver\u2019s: v in 1 of 1 cell ({tiers}).")
 
     def test_seeds_that_came_later_and_other_code(self, tmp_path: Path) -> None:
         folder = curves(tmp_path, {"ref": dict.fromkeys((1, 2, 3), (1.0, 0.5))}, seeds=[1, 2, 3])

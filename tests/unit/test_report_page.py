@@ -16,7 +16,7 @@ from tests.unit.report_merges import write_merges
 from tests.unit.report_runs import write_run
 
 from fedhybrid.errors import ConfigError
-from fedhybrid.records import append_jsonl, as_json
+from fedhybrid.records import ClientRecord, append_jsonl, as_json, read_jsonl
 from fedhybrid.report import load_records, write_report
 from fedhybrid.report.figures import FIGURES, LIGHT
 from fedhybrid.report.load import load_runs
@@ -228,6 +228,21 @@ def test_contradicting_records_are_pointed_out(tmp_path: Path) -> None:
     (folder / "summary.json").write_text(as_json(dataclasses.replace(summary, budget_violations=0)))
     assert "summary.json says 0 budget violations" in notices(load_runs(folder))[0]
     assert key_facts(load_runs(folder))[0].value.startswith("1 of ")
+
+
+def test_plans_that_stand_in_are_told(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=2)
+    tasks = read_jsonl(ClientRecord, folder / "clients.jsonl")
+    planned = [task for task in tasks if task.plan is not None]
+    first, other = sorted({task.tier for task in planned})[:2]
+    names = {first: "laptop-3MiB-auto", other: "laptop-5MiB"}
+    stood_in = [dataclasses.replace(task, plan=task.plan and names.get(task.tier, task.plan)) for task in tasks]
+    (folder / "clients.jsonl").write_text("".join(as_json(task) + "\n" for task in stood_in))
+    assert notices(load_runs(folder)) == [], "the planner chose for itself"
+    with (folder / "config.toml").open("a") as file:
+        file.write('\n[planner]\nsolver = "greedy-mps"\n')
+    (notice,) = notices(load_runs(folder))
+    assert notice.startswith(f"run: greedy-mps found no plan within the budget of {first}; plans of the solver")
 
 
 def test_a_fleet_without_a_fitting_device_is_explained(tmp_path: Path) -> None:

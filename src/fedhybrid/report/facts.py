@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
+from fedhybrid.engine.shelf import is_stand_in
 from fedhybrid.records import COMPLETED
 from fedhybrid.report.load import RunRecords, Runs
 from fedhybrid.report.tasks import training_tasks
@@ -21,6 +22,8 @@ __all__ = [
     "clock_words",
     "fleet_size",
     "is_deployed",
+    "solver_of",
+    "stand_in_tiers",
     "step_bytes",
     "tier_order",
     "tiers_of",
@@ -111,6 +114,19 @@ def _tier_names(run: RunRecords) -> list[str]:
 def is_deployed(run: RunRecords) -> bool:
     """Whether real devices trained, in real time; an unfinished run has no summary to say so, but a list of nodes."""
     return run.summary.clock == "real" if run.summary else (run.folder / "nodes.json").is_file()
+
+
+def solver_of(run: RunRecords) -> str:
+    """Whom the recipe asks for plans; "auto" lets the planner choose."""
+    return str(run.config.get("planner", {}).get("solver", "auto"))
+
+
+def stand_in_tiers(run: RunRecords) -> tuple[str, ...]:
+    """Tiers in which the solver that the recipe names found no plan, so that another stood in; none with "auto"."""
+    if solver_of(run) == "auto":
+        return ()
+    used = {task.tier for task in run.clients if task.plan is not None and is_stand_in(task.plan)}
+    return tuple(tier for tier in _tier_names(run) if tier in used)
 
 
 def clock_words(runs: Runs) -> str:

@@ -9,6 +9,8 @@ from fedhybrid.report.facts import (
     accuracy_targets,
     clock_words,
     fleet_size,
+    solver_of,
+    stand_in_tiers,
     step_bytes,
     tiers_of,
     tightest_plan,
@@ -168,6 +170,11 @@ def notices(runs: Runs) -> list[str]:
             found.append(f"{label}: {_why_untrained(run)}, so the model is as it was before training.")
         if over:
             found.append(f"{label}: {over} tasks measured a peak above their device's budget.")
+        if tiers := stand_in_tiers(run):
+            found.append(
+                f"{label}: {solver_of(run)} found no plan within the budget of {', '.join(tiers)}; plans of the solver "
+                "\u201cauto\u201d without loss stood in there."
+            )
     return found
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from fedhybrid.engine.shelf import is_stand_in
 from fedhybrid.records import Summary
 from fedhybrid.report.comparison.load import Cell
 from fedhybrid.report.comparison.results import CellResult, TierResult, VariantResult
 from fedhybrid.report.comparison.statistics import Estimate, estimate, mean_or_none
 from fedhybrid.report.comparison.timing import Seeds, beside_at, difference, rank_means, reached, summary_of
-from fedhybrid.report.facts import accuracy_curve, tier_order, tiers_of
+from fedhybrid.report.facts import accuracy_curve, stand_in_tiers, tier_order, tiers_of
 from fedhybrid.report.load import RunRecords
 from fedhybrid.report.tasks import failed_tasks, measured_tasks, training_tasks, violations
 
@@ -117,9 +116,7 @@ def _variant(
             for tier in dict.fromkeys(task.tier for task in tasks)
             if (ratio := plan_ratio(every, tier)) is not None
         },
-        stand_in_tiers=tuple(
-            dict.fromkeys(task.tier for task in tasks if task.plan is not None and is_stand_in(task.plan))
-        ),
+        stand_in_tiers=tuple(dict.fromkeys(tier for run in every for tier in stand_in_tiers(run))),
         peak_ratio=max(((task.measured_peak_bytes or 0) / task.budget_bytes for task in tasks), default=None),
     )
 

@@ -57,7 +57,7 @@ class VariantResult:
             of tasks whose plan changes the step; None where there are none.
         tier_plan_ratios: The same for each tier whose plans change the step. Variants that serve different devices can
             only be compared by these.
-        stand_in_tiers: Tiers in which the solver found no plan within the budget, so that another one stood in.
+        stand_in_tiers: Tiers in which the solver that was asked for found no plan, so that another one stood in.
         peak_ratio: The largest measured peak / budget of any task.
     """
 

@@ -99,6 +99,11 @@ def notices(comparison: Comparison, scenes: Sequence[Scene]) -> list[str]:
         if sums:
             most = sorted(sums, key=lambda where: -sums[where])
             found.append(f"{sum(sums.values()):,} {what} ({_listed([f'{where}, {sums[where]:,}' for where in most])}).")
+    if stood_in := _stood_in(scenes):
+        found.append(
+            "Where the solver that a recipe names finds no plan, one without loss by \u201cauto\u201d stands in; what "
+            f"it costs is not that solver\u2019s: {'; '.join(stood_in)}."
+        )
     fewest = min(len(scene.cell.seeds) for scene in scenes)
     if fewest == 1:
         found.append("One seed only: there are no intervals, and differences may be chance.")
@@ -128,6 +133,16 @@ def made(comparison: Comparison) -> str:
         f"and configurations {'of all other variants ' if any(later['variant']) else ''}were written to "
         f"comparison.json before the first run.{''.join(f' {words}.' for words in added)} Versions: {versions}."
     )
+
+
+def _stood_in(scenes: Sequence[Scene]) -> list[str]:
+    """Each variant for which plans stood in, in how many cells, and in which tiers."""
+    words = []
+    for label in dict.fromkeys(label for scene in scenes for label in scene.result.variants):
+        cells = [found.stand_in_tiers for scene in scenes if (found := scene.result.variants.get(label))]
+        if tiers := list(dict.fromkeys(tier for each in cells for tier in each)):
+            words.append(f"{label} in {sum(map(bool, cells)):,} of {_count(len(cells), 'cell')} ({', '.join(tiers)})")
+    return words
 
 
 def _added_later(what: str, cells: Sequence[Sequence[str]]) -> str:
