@@ -219,6 +219,16 @@ class TestOverall:
         assert quick.counts == (2, 0, 0)
         assert (quick.best_missed, quick.best_runs) == (1, 2)
 
+    def test_a_cell_counts_once_however_many_targets_are_reached(self, tmp_path: Path) -> None:
+        describe(tmp_path, {"a": ["ref", "v"], "b": ["ref", "v"]}, seeds=[1], reference="ref", targets=[0.5, 0.6])
+        ends = {"a": ([(8.0, 0.6)], [(2.0, 0.6)]), "b": ([(9.0, 0.5)], [(9.0, 0.5)])}
+        for label, curves in ends.items():
+            for variant, curve in zip(("ref", "v"), curves, strict=True):
+                write_curve(place(tmp_path, label, 1, variant), curve)
+        found = overall([measure_cell(cell) for cell in load_comparison(tmp_path).cells])["v"]
+        assert found.speed_up == Spread(mean=pytest.approx(2.0), low=1.0, high=pytest.approx(4.0), count=2)
+        assert found.counts == (3, 0, 0)
+
     def test_targets_that_one_of_the_two_missed_are_counted(self, folder: Path, cell: CellResult) -> None:
         found = overall([cell])
         # Four targets of two seeds: the reference reached three of them.

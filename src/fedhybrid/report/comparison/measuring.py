@@ -93,6 +93,7 @@ def _variant(
         difference=difference(runs, reference),
         short=difference(runs, oracle),
         at_reference_end=_at_end_of(runs, best),
+        beside=beside_at(runs, list(targets), reference) if reference else None,
         oracle=beside_at(runs, list(targets), oracle) if oracle else None,
         targets=tuple(
             reached(runs, dict.fromkeys(runs, target), reference, target=target, rank=rank)

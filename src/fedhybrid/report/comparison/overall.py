@@ -51,8 +51,8 @@ class Overall:
         intervals: Cells that have an interval.
         oracle: Time to the targets / the oracle's, each cell once; the mean is geometric.
         oracle_counts: Targets of all seeds and cells: reached by both, by this one alone, by the oracle alone.
-        speed_up: The reference's time / this one's to fixed targets, each target of each cell once; the mean is
-            geometric. What only one of the two reached is not in it: the next one counts that.
+        speed_up: The reference's time / this one's to fixed targets, each cell once; the mean is geometric. What only
+            one of the two reached is not in it: the next one counts that.
         counts: Targets of all seeds and cells: reached by both, by this one alone, by the reference alone.
         best_speed_up: The same as `speed_up` for the best accuracy of the reference, each cell once.
         best_missed: Runs that never reached that.
@@ -95,7 +95,7 @@ def overall(cells: Sequence[CellResult]) -> dict[str, Overall]:
 
 def _overall(label: str, cells: Sequence[CellResult], missing: int) -> Overall:
     own = [cell.variants[label] for cell in cells]
-    others = [found.beside for variant in own for found in variant.targets if found.beside]
+    others = [variant.beside for variant in own if variant.beside]
     oracles = [variant.oracle for variant in own if variant.oracle]
     differences = [variant.difference for variant in own if variant.difference]
     above, below, intervals = sides(differences)

@@ -39,7 +39,8 @@ class VariantResult:
         short: Final accuracy minus the oracle's with the same seed; None for the oracle, and where there is none.
         at_reference_end: Accuracy of the last test before the reference's run with the same seed was over; None where
             a run had no test by then.
-        oracle: Times to the targets beside the oracle's.
+        beside: Times to the targets beside the reference's; None for the reference.
+        oracle: The same beside the oracle's.
         targets: Times to the cell's targets, in their order.
         reference_best: Time to the best accuracy of the reference.
         virtual_time_s: The clock at the end, mean.
@@ -70,6 +71,7 @@ class VariantResult:
     difference: Estimate | None
     short: Estimate | None
     at_reference_end: Estimate | None
+    beside: Beside | None
     oracle: Beside | None
     targets: tuple[Reached, ...]
     reference_best: Reached | None
