@@ -59,10 +59,10 @@ def overall_table(found: Mapping[str, Overall], reference: str) -> Table:
         "Means over cells (in brackets the smallest and the largest). The rank is the place in time to the targets, "
         f"which the oracle and variants apart do not get; the reference is {reference}. Accuracies are final ones, "
         "differences in percentage points; beyond the interval: cells in which the difference is larger than half of "
-        "its 95 % interval. Means of ratios are geometric, in each cell over the targets that both reached; counted are "
-        "all targets of all seeds and cells, reached by both, by this variant alone, and missed by it where the other "
-        f"reached them. {_EQUAL_ROUNDS} Plan overheads are of the devices that each variant served; each cell has them by "
-        "tier."
+        "its 95 % interval. Means of ratios are geometric, in each cell over the targets that both reached; counted "
+        "are all targets of all seeds and cells, reached by both, by this variant alone, and missed by it where the "
+        f"other reached them. {_EQUAL_ROUNDS} Plan overheads are of the devices that each variant served; each cell "
+        "has them by tier."
         if reference
         else "No reference was named ([compare] reference), so nothing is compared with one."
     )
