@@ -29,8 +29,8 @@ from comparing import RECIPES, SETTINGS, settings_named
 from showing import machine, note_name, overhead_table, write_note
 
 from fedhybrid.engine import Federation, PlanBook
+from fedhybrid.engine.plannames import is_stand_in
 from fedhybrid.engine.runtime import classification_loss, one_thread
-from fedhybrid.engine.shelf import is_stand_in
 from fedhybrid.errors import ConfigError, FedHybridError
 from fedhybrid.executor import PreparedStep, TrainStep, prepare_step
 from fedhybrid.experiment import build_federation

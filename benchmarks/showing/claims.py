@@ -93,10 +93,8 @@ def _declared(cells: Mapping[str, Any]) -> _Found:
     words = f"{_points(gain)}; with memory tied to speed: {beside}"
     others = {
         label: found.mean
-        for label, variant in cell["variants"].items()
-        if label not in (_OURS, _EXCLUSION)
-        and any(target["rank"] is not None for target in variant["targets"])
-        and (found := _gain(cell, label, _EXCLUSION)) is not None
+        for label in mean_ranks([cell])
+        if label not in (_OURS, _EXCLUSION) and (found := _gain(cell, label, _EXCLUSION))
     }
     if others:
         best = max(others, key=others.__getitem__)

@@ -47,7 +47,7 @@ def overhead_table(rows: Sequence[Row], kinds: Sequence[str]) -> str:
         lines.append(f"| {' | '.join([*place, *cells])} |")
         if all("solver" in row for row in found.values()):
             compared.append(found)
-    own = [found for found in compared if all(row["own"] for row in found.values())]
+    own = [found for found in compared if all(map(_has_own, found.values()))]
     without = [found for found in places.values() if not _has_own(found[kinds[0]])]
     parts = ["\n".join(lines), _LEGEND]
     parts += [_means(kinds, compared, "as devices run them")] if compared else []

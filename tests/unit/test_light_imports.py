@@ -1,4 +1,4 @@
-"""What a device imports leaves the tools of planning alone, even when it runs."""
+"""What a device or a report imports leaves the tools of planning alone, even when it runs."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ LIGHT = (
     "fedhybrid.integrations.flower.device.slim",
     "fedhybrid.methods",
     "fedhybrid.models",
+    "fedhybrid.report",
+    "fedhybrid.report.comparison",
     "fedhybrid.updates",
 )
 

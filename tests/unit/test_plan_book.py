@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tests.federation_parts import plan_book, prepared_step
 from torch import nn
 
-from fedhybrid.engine.plans import PlanBook, bucket_bytes, bucket_name
+from fedhybrid.engine.plannames import bucket_name, is_stand_in
+from fedhybrid.engine.plans import PlanBook, bucket_bytes
 from fedhybrid.engine.runtime import one_thread
-from fedhybrid.engine.shelf import is_stand_in
 from fedhybrid.errors import ConfigError
 from fedhybrid.executor import PlanOptions, PreparedStep
 from fedhybrid.models import build_model

@@ -10,7 +10,7 @@ Where to find what:
   `faults`, `traffic` (bytes on the links), `states` (what a client keeps);
 - the training itself: `runtime` (a client at the one model), `labour` (in this process), `crew` (in several processes),
   `evaluate`;
-- files: `claim`, `folder`, `checkpoint`, `bundle` (tensors and JSON as bytes), `planfiles`, `files`;
+- files: `claim`, `folder`, `checkpoint`, `bundle` (tensors and JSON as bytes), `planfiles`, `plannames`, `files`;
 - this process: `footprint`.
 """
 

@@ -15,12 +15,13 @@ from typing import final
 import numpy as np
 
 from fedhybrid.devices import DeviceProfile
-from fedhybrid.engine.shelf import COARSE_BUCKETS, FINE_BUCKETS, Shelf, bucket_bytes, bucket_name, submodel_of
+from fedhybrid.engine.plannames import submodel_of
+from fedhybrid.engine.shelf import COARSE_BUCKETS, FINE_BUCKETS, Shelf, bucket_bytes
 from fedhybrid.executor import PlanOptions, PreparedStep
 from fedhybrid.planner import Plan
 from fedhybrid.records import IntArray, TensorTimes
 
-__all__ = ["COARSE_BUCKETS", "FINE_BUCKETS", "PlanBook", "bucket_bytes", "bucket_name"]
+__all__ = ["COARSE_BUCKETS", "FINE_BUCKETS", "PlanBook", "bucket_bytes"]
 
 _SHELVES = 64  # captured steps that are remembered at once, beside those of the menu
 

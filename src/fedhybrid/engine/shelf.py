@@ -17,6 +17,7 @@ from typing import TypeVar, final
 from fedhybrid.devices import DeviceProfile
 from fedhybrid.engine.files import write_atomically
 from fedhybrid.engine.planfiles import INFEASIBLE, read_infeasible, read_plan
+from fedhybrid.engine.plannames import OURS, SMALLEST, bucket_name, plan_name
 from fedhybrid.errors import ConfigError, InfeasibleBudgetError
 from fedhybrid.executor import LOSS_FREE, PlanOptions, PreparedStep
 from fedhybrid.executor.tensor_times import tensor_times
@@ -24,12 +25,9 @@ from fedhybrid.graph import exchanged_bytes
 from fedhybrid.planner import SOLVERS, Plan
 from fedhybrid.records import IntArray, TensorTimes
 
-__all__ = ["COARSE_BUCKETS", "FINE_BUCKETS", "Shelf", "bucket_bytes", "bucket_name", "is_stand_in", "submodel_of"]
+__all__ = ["COARSE_BUCKETS", "FINE_BUCKETS", "Shelf", "bucket_bytes"]
 
 B = TypeVar("B", int, IntArray)
-_AT = "@"  # between a plan's own name and that of its submodel
-_SMALLEST = "smallest"  # ends the name of a device's smallest plan
-_OURS = "auto"  # the solver that is asked where another finds nothing; ends the names of its plans
 
 FINE_BUCKETS = 256  # rounding down costs a budget at most 1/256 of the eager peak, and a fleet needs few plans
 COARSE_BUCKETS = 16  # where each client has its own budget, or budgets move: rungs of a ladder of plans
@@ -43,33 +41,6 @@ def bucket_bytes(budget_bytes: B, *, eager_peak_bytes: int, buckets: int = FINE_
     """
     width = max(1024, 1 << max(0, (eager_peak_bytes // buckets).bit_length() - 1))
     return budget_bytes // width * width
-
-
-def bucket_name(rounded_bytes: int) -> str:
-    """The bucket in MiB; different buckets have different names.
-
-    >>> bucket_name(9961472), bucket_name(1024 * 1025)
-    ('9.5MiB', '1.001MiB')
-    """
-    return f"{rounded_bytes / 2**20:.4f}".rstrip("0").rstrip(".") + "MiB"
-
-
-def submodel_of(plan: str) -> str:
-    """The submodel that a plan is for, by the plan's name.
-
-    >>> submodel_of("laptop-60MiB"), submodel_of("laptop-60MiB@cut-3")
-    ('', 'cut-3')
-    """
-    return plan.partition(_AT)[2]
-
-
-def is_stand_in(plan: str) -> bool:
-    """Whether the solver that was asked for found nothing, so that a plan of this name stands in.
-
-    >>> is_stand_in("laptop-60MiB-auto"), is_stand_in("laptop-smallest@cut-3"), is_stand_in("laptop-60MiB")
-    (True, True, False)
-    """
-    return plan.partition(_AT)[0].endswith((f"-{_OURS}", f"-{_SMALLEST}"))
 
 
 @final
@@ -104,7 +75,7 @@ class Shelf:
         buckets: int = FINE_BUCKETS,
         one_floor: bool = False,
     ) -> None:
-        self._prepared, self._suffix = prepared, f"{_AT}{submodel}" if submodel else ""
+        self._prepared, self._submodel = prepared, submodel
         self._priced: dict[str, PreparedStep] = {}
         self._folder, self._infeasible_file = folder / "plans", folder / INFEASIBLE
         self._folder.mkdir(exist_ok=True)
@@ -115,8 +86,8 @@ class Shelf:
         only_loss_free = set(planning.actions) <= set(LOSS_FREE)
         self._floor_actions = tuple(planning.actions) if only_loss_free else LOSS_FREE
         # Where what was asked for finds nothing, a cheap plan may exist all the same; the smallest is the dearest.
-        floor = replace(planning, solver=_OURS, actions=self._floor_actions, max_gradient_error=0.0)
-        has_tried = planning.solver == _OURS and set(self._floor_actions) <= set(planning.actions)
+        floor = replace(planning, solver=OURS, actions=self._floor_actions, max_gradient_error=0.0)
+        has_tried = planning.solver == OURS and set(self._floor_actions) <= set(planning.actions)
         self._stand_in = None if has_tried else floor
         self._plans: dict[str, Plan] = {}
         self._infeasible = read_infeasible(self._infeasible_file)
@@ -229,8 +200,8 @@ class Shelf:
             solve = priced.solved_by if one_plan in SOLVERS else priced.packed_whole
             return self._named(device, one_plan, partial(solve, one_plan))
         if not self._one_floor:
-            return self._named(device, _SMALLEST, partial(self._priced[device].smallest, actions=self._floor_actions))
-        return self._named(device, _SMALLEST, lambda: self._priced[device].repriced(self._floor))
+            return self._named(device, SMALLEST, partial(self._priced[device].smallest, actions=self._floor_actions))
+        return self._named(device, SMALLEST, lambda: self._priced[device].repriced(self._floor))
 
     @cached_property
     def _floor(self) -> Plan:
@@ -242,7 +213,7 @@ class Shelf:
         which = bucket_name(rounded_bytes)
         found = self._tried(device, which, rounded_bytes, self._planning)
         if found is None and self._stand_in is not None:
-            found = self._tried(device, f"{which}-{_OURS}", rounded_bytes, self._stand_in)
+            found = self._tried(device, f"{which}-{OURS}", rounded_bytes, self._stand_in)
         return found
 
     def _tried(self, device: str, which: str, rounded_bytes: int, planning: PlanOptions) -> str | None:
@@ -261,7 +232,7 @@ class Shelf:
         return self._plans[name]
 
     def _name(self, device: str, which: str) -> str:
-        return f"{device}-{which}{self._suffix}"
+        return plan_name(device, which, self._submodel)
 
     def _named(self, device: str, which: str, solve: Callable[[], Plan]) -> tuple[str, Plan]:
         """The plan from memory, else from the run's folder, else solved and stored there."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
-from fedhybrid.engine.shelf import is_stand_in
+from fedhybrid.engine.plannames import is_stand_in
 from fedhybrid.records import COMPLETED
 from fedhybrid.report.load import RunRecords, Runs
 from fedhybrid.report.tasks import training_tasks
